@@ -1,0 +1,297 @@
+"""The configuration: every setting once, with its comment, and the one reader of sshrec.yaml.
+
+Strict: an unknown or doubled key is an error, and so is a file that somebody else could have written.
+The sample file and sshrec.yaml(5) are made from the comments here (`make man`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+
+from sshrec.errors import ConfigError, describe
+from sshrec.session import HOST, never_a_target
+
+DEFAULT_PATH = Path("/etc/sshrec/sshrec.yaml")
+
+_SOCKET_PATH_MAX = 107  # sun_path, less the zero byte: unix(7)
+_RUN_NAME_MAX = len("/") + 26 + len("/control")
+
+
+def _doc(text: str, **constraints: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=text, **constraints)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A target host that the inventory knows."""
+
+    name: Annotated[
+        str,
+        _doc("What people type, and what the host's certificate or known_hosts line is looked up by."),
+    ]
+    address: Annotated[
+        str | None,
+        _doc(
+            "IP address or DNS name to dial; the name itself where there is none. An address written "
+            "here may be any, loopback too."
+        ),
+    ] = None
+    port: Annotated[int, _doc("The one port of this node that is dialled.", ge=1, le=65535)] = 22
+    labels: Annotated[Mapping[str, str], _doc("Anything, for people and for roles to come.")] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """How the onward ssh speaks to a target."""
+
+    kex_algorithms: Annotated[
+        str | None,
+        _doc(
+            "ssh's KexAlgorithms towards targets. Empty leaves OpenSSH's order. With OpenSSH before 9.9 "
+            "its first choice, sntrup761, costs 74 ms of CPU a session; ^curve25519-sha256 starts faster and "
+            "is not post-quantum."
+        ),
+    ] = None
+    ciphers: Annotated[
+        str | None,
+        _doc(
+            "ssh's Ciphers towards targets. The default puts AES-GCM first, which processors with AES "
+            "instructions run at twice the speed of chacha20-poly1305. Empty leaves OpenSSH's order."
+        ),
+    ] = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
+    obscure_keystroke_timing: Annotated[
+        bool,
+        _doc(
+            "Hide the rhythm of typing between bastion and target (OpenSSH 9.5 and later). Costs 17 ms a "
+            "keystroke; what arrives here from a client of 9.5 or later is hidden already."
+        ),
+    ] = False
+    connect_timeout: Annotated[
+        int, _doc("Seconds that dialling a target may take, all its addresses together.", ge=1, le=300)
+    ] = 15
+    alive_interval: Annotated[
+        int,
+        _doc(
+            "Seconds between the questions whether a silent target is still there; three unanswered ones "
+            "end the session. 0: never ask.",
+            ge=0,
+        ),
+    ] = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much there may be of what."""
+
+    sessions: Annotated[int, _doc("Sessions at once on this bastion.", ge=1)] = 1000
+    sessions_per_user: Annotated[int, _doc("Sessions at once of one user.", ge=1)] = 250
+    stream_bytes: Annotated[
+        int,
+        _doc(
+            "Bytes kept of each output stream of a command without a terminal. Beyond them a stream is "
+            "counted and hashed only.",
+            ge=0,
+        ),
+    ] = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole of sshrec.yaml."""
+
+    data_dir: Annotated[Path, _doc("Where everything that lasts is kept.")] = Path("/var/lib/sshrec")
+    run_dir: Annotated[
+        Path, _doc("Sockets and the private directories of live sessions. A tmpfs is right, a long path is not.")
+    ] = Path("/run/sshrec")
+    recordings: Annotated[
+        Path | None, _doc("The directory of the recordings. Default: recordings/ in data_dir.")
+    ] = None
+    session_recording: Annotated[
+        Literal["proxy", "proxy-sync"],
+        _doc(
+            "proxy: output is shown once the kernel has it for the recording, which is made durable each "
+            "second. proxy-sync: output is shown only once it is on disk."
+        ),
+    ] = "proxy"
+    proxy_checks_host_keys: Annotated[
+        bool,
+        _doc(
+            "yes: a target must prove itself by known_hosts. no: any host key is accepted, and the one that "
+            "was seen is written into the recording."
+        ),
+    ] = True
+    known_hosts: Annotated[
+        tuple[Path, ...],
+        _doc("Files of known_hosts lines, @cert-authority lines among them, that say which host keys are real."),
+    ] = (Path("/etc/sshrec/known_hosts"),)
+    nodes: Annotated[
+        tuple[Node, ...],
+        _doc(
+            "The hosts that may be reached. None: any but loopback, link-local, metadata and this host's own "
+            "addresses. Some: these alone."
+        ),
+    ] = ()
+    kinds: Annotated[tuple[Literal["shell", "exec"], ...], _doc("The kinds of request that are served.")] = (
+        "shell",
+        "exec",
+    )
+    record_input: Annotated[
+        bool, _doc("Keep what people type and send, not only what targets show. Passwords are among it.")
+    ] = False
+    limits: Annotated[Limits, _doc("How much there may be of what.")] = Limits()
+    hop: Annotated[Hop, _doc("How the onward ssh speaks to a target.")] = Hop()
+
+    @property
+    def recordings_dir(self) -> Path:
+        """Where recordings are."""
+        return self.recordings or self.data_dir / "recordings"
+
+    @property
+    def socket(self) -> Path:
+        """Where sshrecd listens for gateways."""
+        return self.run_dir / "sshrecd.sock"
+
+    def node(self, name: str) -> Node | None:
+        """The inventory's node of that name."""
+        return next((node for node in self.nodes if node.name == name), None)
+
+
+def load(path: Path | None = None) -> Config:
+    """Read and check a configuration file; ConfigError says what is wrong and where.
+
+    `path`: default /etc/sshrec/sshrec.yaml, which need not exist.
+    """
+    if path is None:
+        if not DEFAULT_PATH.exists():
+            return Config()
+        path = DEFAULT_PATH
+    path = path.absolute()
+    _check_trust(path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = describe(error) if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"{path}: {reason}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str = "configuration") -> Config:
+    """A Config from YAML text; `name` is what errors call it."""
+    try:
+        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: {' '.join(str(error).split())}") from error
+    if raw is None:
+        raw = {}
+    raw = _normalise(raw, Config, name, "")
+    try:
+        config = msgspec.convert(raw, Config, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    _check(config, name)
+    return config
+
+
+class _Loader(yaml.CSafeLoader):
+    """The safe loader, but a key that stands twice is an error (PyYAML lets the last one win)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _normalise(raw: Any, kind: Any, name: str, where: str) -> Any:
+    """Refuse unknown keys by their names, and take YAML's booleans back where words are meant."""
+    kind = _plain(kind)
+    if is_dataclass(kind):
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{name}: {where or 'the file'} must be a mapping of settings")
+        hints = get_type_hints(kind, include_extras=True)
+        known = [setting.name for setting in fields(kind)]
+        for key in raw:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1, 0.5)
+                hint = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(known)
+                raise ConfigError(f"{name}: unknown setting {f'{where}.{key}'.lstrip('.')!r}", hint=hint)
+        return {
+            key: _normalise(value, hints[key], name, f"{where}.{key}".lstrip(".")) for key, value in raw.items()
+        }
+    if get_origin(kind) is tuple and isinstance(raw, list):
+        return [_normalise(value, get_args(kind)[0], name, f"{where}[{n}]") for n, value in enumerate(raw)]
+    if get_origin(kind) is Literal and isinstance(raw, bool):
+        return "on" if raw else "off"
+    if kind is Path and isinstance(raw, str) and not raw.startswith("/"):
+        raise ConfigError(f"{name}: {where} must be an absolute path, not {raw!r}")
+    return raw
+
+
+def _plain(kind: Any) -> Any:
+    """A type without its annotations and without `| None`."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+        return _plain(kind)
+    return kind
+
+
+def _decode(kind: type, raw: Any) -> Any:
+    if kind is Path and isinstance(raw, str):
+        return Path(raw)
+    raise msgspec.ValidationError(f"Expected {kind.__name__}, got {type(raw).__name__}")
+
+
+def _check(config: Config, name: str) -> None:
+    names = [node.name for node in config.nodes]
+    for node_name in names:
+        if names.count(node_name) > 1:
+            raise ConfigError(f"{name}: two nodes are called {node_name!r}")
+        if not HOST.fullmatch(node_name) or never_a_target(node_name):
+            raise ConfigError(f"{name}: {node_name!r} cannot be the name of a node")
+    room = _SOCKET_PATH_MAX - _RUN_NAME_MAX
+    if len(os.fsencode(config.run_dir)) > room:
+        raise ConfigError(f"{name}: run_dir is longer than {room} bytes, and sockets must fit below it")
+    for path in (config.run_dir, *config.known_hosts):
+        if not set(str(path)) <= _PATH_CHARACTERS:
+            raise ConfigError(
+                f"{name}: {path} may have letters, digits and ._/+- only", hint="ssh expands the rest"
+            )
+
+
+_PATH_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/+-")
+
+
+def _check_trust(path: Path) -> None:
+    """The file and every directory above it: root's or ours, and nobody else may write there."""
+    trusted = {0, os.geteuid()}
+    try:
+        for part in (path, *path.parents):
+            status = part.stat()
+            others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+            if status.st_uid not in trusted or (others and not sticky):
+                raise ConfigError(
+                    f"{part} can be changed by others than root and the caller",
+                    hint=f"chown root {part}; chmod go-w {part}",
+                )
+    except OSError as error:
+        raise ConfigError(f"{path}: {describe(error)}") from error

@@ -1,0 +1,1 @@
+"""One recording, from event to file and back. No process, no network, no clock of its own."""

@@ -1,0 +1,234 @@
+"""Turns what happens in a session into the lines of its recording. Knows no file: lines go to a sink.
+
+Each method takes the time in microseconds since the start (`us`), never decreasing, and returns only when
+the sink has the lines: what `output` returns may be shown. One event, one write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from binascii import b2a_base64
+from typing import Literal, Protocol
+
+import msgspec
+
+from sshrec.recording import asciicast, events
+from sshrec.recording.seal import CHUNK_BYTES, CHUNK_US, Chain, Outcome
+
+HOLD_US = 50_000  # how long the first bytes of a split character may wait for the rest
+MINUTE_US = 60_000_000
+CLOCK_STEP_MS = 2_000  # a wall clock this far off the monotonic one has been stepped
+
+Stream = Literal["stdin", "stdout", "stderr"]
+Data = bytes | memoryview
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Sink(Protocol):
+    """Where a recording goes."""
+
+    def write(self, data: bytes, /) -> None:
+        """Append all of `data`, or raise RecordingError with nothing of it kept."""
+
+    def sync(self) -> None:
+        """Ask for what was written to become durable soon; does not wait."""
+
+
+class Recorder:
+    """One recording, being written.
+
+    `terminal`: its output is a terminal's (one stream, kept whole); else streams of a command, kept up to
+    `stream_limit` bytes each, counted and hashed whole.
+    """
+
+    def __init__(
+        self, sink: Sink, session: str, header: bytes, *, wall_ms: int, terminal: bool, stream_limit: int
+    ) -> None:
+        self._sink = sink
+        self._terminal = terminal
+        self._limit = stream_limit
+        self._chain = Chain(session)
+        self._open_since: int | None = None
+        self._held: dict[Stream, bytes] = {}
+        self._held_since = 0
+        self._wall_start = wall_ms
+        self._wall_step = 0
+        self._wall_next = MINUTE_US
+        self._stderr_next = False
+        self.counts: dict[Stream, int] = {"stdin": 0, "stdout": 0, "stderr": 0}
+        self._hashes = {} if terminal else {stream: hashlib.sha256() for stream in self.counts}
+        first = header + asciicast.event_line(0, events.WALL, asciicast.rfc3339(wall_ms))
+        self._put(0, first, 2)
+        sink.sync()
+
+    @property
+    def head(self) -> tuple[int, str]:
+        """Number of the next seal, and the SHA-256 of the seal line before it: the head of the chain."""
+        return self._chain.n, self._chain.prev
+
+    def output(self, us: int, data: Data, stream: Stream = "stdout") -> Data:
+        """Record what the target sent; returns what of it (and of what was held before) may be shown.
+
+        A character split between two reads is held back, from recording and display alike, until the rest
+        of it comes or `tick` gives up waiting.
+        """
+        if stream in self._held:
+            data = self._held.pop(stream) + bytes(data)
+        if not self._terminal:
+            room = self._limit - self.counts[stream]
+            if room < len(data):
+                if room > 0:
+                    self._output(us, data[:room], stream)
+                if room >= 0:
+                    self.mark(us, f"{stream}: from here on counted and hashed, not kept")
+                self._account(stream, data)
+                return data
+        try:
+            text = str(data, "utf-8")
+        except UnicodeDecodeError:
+            tail = _split_tail(data)
+            if tail and not (not self._terminal and _binary(data)):
+                self._held[stream] = bytes(data[-tail:])
+                self._held_since = us
+                data = data[:-tail]
+                if not data:
+                    return data
+            self._output(us, data, stream)
+        else:
+            if not self._terminal and "\0" in text:
+                self._output(us, data, stream)
+            else:
+                self._event(us, text, stream)
+        self._account(stream, data)
+        return data
+
+    def _account(self, stream: Stream, data: Data) -> None:
+        self.counts[stream] += len(data)
+        if not self._terminal:
+            self._hashes[stream].update(data)
+
+    def _event(self, us: int, text: str, stream: Stream) -> None:
+        line = b'[%d.%06d,"o",%b]\n' % (us // 1_000_000, us % 1_000_000, _encode(text))
+        if stream == "stderr":
+            self._put(us, asciicast.event_line(us, events.STDERR, "") + line, 2)
+        else:
+            self._put(us, line, 1)
+
+    def _output(self, us: int, data: Data, stream: Stream) -> None:
+        """An output event whose text alone may not tell its bytes: they follow it."""
+        text = "" if not self._terminal and _binary(data) else str(data, "utf-8", "replace")
+        lines = asciicast.event_line(us, events.OUTPUT, text)
+        count = 1
+        if text.encode() != data:
+            lines += asciicast.event_line(us, events.BYTES, b2a_base64(data, newline=False).decode())
+            count += 1
+        if stream == "stderr":
+            lines = asciicast.event_line(us, events.STDERR, "") + lines
+            count += 1
+        self._put(us, lines, count)
+
+    def input(self, us: int, data: Data, *, keep: bool) -> None:
+        """Count what the person typed or sent; keep it as an event only where a role asks."""
+        self._account("stdin", data)
+        if keep:
+            text = str(data, "utf-8", "replace")
+            lines = asciicast.event_line(us, events.INPUT, text)
+            count = 1
+            if text.encode() != data:
+                lines += asciicast.event_line(us, events.BYTES, b2a_base64(data, newline=False).decode())
+                count = 2
+            self._put(us, lines, count)
+
+    def resize(self, us: int, columns: int, rows: int) -> None:
+        """The terminal has this size from now on."""
+        self._put(us, asciicast.event_line(us, events.RESIZE, f"{columns}x{rows}"), 1)
+
+    def mark(self, us: int, label: str) -> None:
+        """Something a viewer should see."""
+        self._put(us, asciicast.event_line(us, events.MARKER, label), 1)
+
+    def due(self, us: int) -> int | None:
+        """Microseconds from `us` until `tick` has something to do; None while there is nothing to wait for."""
+        times = []
+        if self._open_since is not None:
+            times.append(self._open_since + CHUNK_US)
+        if self._held:
+            times.append(self._held_since + HOLD_US)
+        return max(0, min(times) - us) if times else None
+
+    def tick(self, us: int, wall_ms: int) -> list[tuple[Stream, bytes]]:
+        """Do what time asks for: give up on held bytes (returned, to be shown), note the clock, seal."""
+        shown: list[tuple[Stream, bytes]] = []
+        if self._held and us - self._held_since >= HOLD_US:
+            shown = self.release(us)
+        step = wall_ms - self._wall_start - us // 1000
+        stepped = abs(step - self._wall_step) > CLOCK_STEP_MS
+        if stepped or (us >= self._wall_next and self._open_since is not None):
+            self._wall_step = step
+            self._wall_next = us + MINUTE_US
+            self._put(us, asciicast.event_line(us, events.WALL, asciicast.rfc3339(wall_ms)), 1)
+        if self._open_since is not None and us - self._open_since >= CHUNK_US:
+            self._seal(us, wall_ms)
+        return shown
+
+    def release(self, us: int) -> list[tuple[Stream, bytes]]:
+        """Record held bytes as they are; returns them, to be shown."""
+        shown = list(self._held.items())
+        self._held.clear()
+        for stream, data in shown:
+            self._output(us, data, stream)
+            self._account(stream, data)
+        return shown
+
+    def close(self, us: int, wall_ms: int, outcome: Outcome) -> list[tuple[Stream, bytes]]:
+        """Write what the end has to say and the last seal; returns held bytes, to be shown."""
+        shown = self.release(us)
+        lines = b""
+        count = 0
+        for stream, number in self.counts.items():
+            if self._terminal and stream == "stderr":
+                continue
+            fact: dict[str, object] = {"stream": stream, "bytes": number}
+            if not self._terminal:
+                fact["sha256"] = self._hashes[stream].hexdigest()
+            lines += asciicast.event_line(us, events.COUNT, asciicast.canonical(fact))
+            count += 1
+        if outcome.status is not None:
+            lines += asciicast.event_line(us, events.EXIT, str(outcome.status))
+            count += 1
+        self._put(us, lines, count)
+        self._seal(us, wall_ms, outcome)
+        return shown
+
+    def _put(self, us: int, lines: bytes, count: int) -> None:
+        self._sink.write(lines)
+        self._chain.add(lines, count)
+        if self._open_since is None:
+            self._open_since = us
+        if self._chain.bytes >= CHUNK_BYTES:
+            self._seal(us, self._wall_start + self._wall_step + us // 1000)
+
+    def _seal(self, us: int, wall_ms: int, end: Outcome | None = None) -> None:
+        line = self._chain.seal(us, wall_ms, end)
+        self._sink.write(line)
+        self._chain.close(line)
+        self._open_since = None
+        self._sink.sync()
+
+
+def _binary(data: Data) -> bool:
+    """Whether a read of a command's stream is no text: it has a zero byte."""
+    return b"\0" in bytes(data)
+
+
+def _split_tail(data: Data) -> int:
+    """How many bytes at the end (0 to 3) begin a UTF-8 character that is not complete yet."""
+    for back in range(1, min(3, len(data)) + 1):
+        byte = data[-back]
+        if byte >= 0xC0:
+            width = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4 if byte < 0xF8 else 0
+            return back if width > back else 0
+        if byte < 0x80:
+            return 0
+    return 0

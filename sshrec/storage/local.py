@@ -1,0 +1,206 @@
+"""Recordings in a directory: `<recordings>/<day>/<session id>.cast`, later `.cast.zst`.
+
+Knows names, locks and durability; what is in a file is recording's business. A worker holds a lock on the
+recording it writes, so whoever gets the lock of an unfinished one knows that its worker is dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sshrec.errors import DataError, NotFound, RecordingError, describe
+from sshrec.recording.recovery import recover
+from sshrec.session import SESSION_ID, started
+
+SYNC_SECONDS = 1.0
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Store:
+    """The recordings of one bastion.
+
+    `root`: a directory of sshrec's own; created when the first recording is.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, session: str) -> Path:
+        """Where the plain recording of a session is while it lives."""
+        day = datetime.fromtimestamp(started(session) / 1000, UTC).date().isoformat()
+        return self.root / day / f"{session}.cast"
+
+    def packed(self, session: str) -> Path:
+        """Where it is once it is packed."""
+        return self.path(session).with_suffix(".cast.zst")
+
+    def create(self, session: str, *, durable: bool) -> RecordingFile:
+        """A new, locked, empty recording; RecordingError where that cannot be.
+
+        `durable`: call `synced` what the disk has, not what the kernel has.
+        """
+        path = self.path(session)
+        try:
+            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(path, flags, 0o640)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            sync_directory(path.parent)
+        except OSError as error:
+            raise RecordingError(f"cannot create a recording in {self.root}: {describe(error)}") from error
+        return RecordingFile(fd, path, durable=durable)
+
+    def find(self, name: str) -> Path:
+        """The file of a session, plain or packed, by its id or an unambiguous beginning of it."""
+        matches = sorted({session for session, _ in self if session.startswith(name.upper())}) if name else []
+        if not matches:
+            raise NotFound(f"no recording {name!r} in {self.root}", hint="see: sshrec ls")
+        if len(matches) > 1:
+            raise NotFound(f"{name!r} begins the ids of {len(matches)} recordings", hint="give more of the id")
+        return self.current(matches[0])
+
+    def current(self, session: str) -> Path:
+        """The file that holds a recording now: the plain one while there is one, then the packed one."""
+        for path in (self.path(session), self.packed(session), self.path(session)):
+            if path.exists():
+                return path
+        raise NotFound(f"no recording {session} in {self.root}", hint="see: sshrec ls")
+
+    def __iter__(self) -> Iterator[tuple[str, Path]]:
+        """Every recording, oldest first: session id and file."""
+        try:
+            days = sorted(entry.path for entry in os.scandir(self.root) if entry.is_dir())
+        except FileNotFoundError:
+            return
+        for day in days:
+            found: dict[str, Path] = {}
+            for name in sorted(os.listdir(day)):  # ID.cast comes before ID.cast.zst, and wins
+                session, _, suffix = name.partition(".")
+                if suffix in ("cast", "cast.zst") and SESSION_ID.fullmatch(session):
+                    found.setdefault(session, Path(day, name))
+            yield from found.items()
+
+    def recover(self, session: str, wall_ms: int, detail: str) -> bool:
+        """Seal a recording whose worker died; False where it is finished, or its worker lives."""
+        path = self.path(session)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        with os.fdopen(fd, "r+b") as file:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            try:
+                return recover(file, session, path.with_suffix(".torn"), wall_ms, detail)
+            except DataError:
+                path.unlink()
+                sync_directory(path.parent)
+                return False
+
+    def unfinished(self) -> Iterator[str]:
+        """Sessions whose plain recording is still there: live, dead, or waiting to be packed."""
+        return (session for session, path in self if path.suffix == ".cast")
+
+
+class RecordingFile:
+    """The file of a live recording, and the thread that makes it durable: once a second, and when asked.
+
+    Make one after the last fork: it starts a thread. A recorder's Sink.
+    """
+
+    def __init__(self, fd: int, path: Path, *, durable: bool) -> None:
+        self.path = path
+        self.written = 0  # bytes the kernel has
+        self.notify: int | None = None  # an eventfd, written after each sync
+        self.failure: OSError | None = None  # of a sync; the next write raises it
+        self._fd = fd
+        self._on_disk = 0
+        self._durable = durable
+        self._dirty = threading.Event()
+        self._urgent = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._sync_loop, name="sync", daemon=True)
+        self._thread.start()
+
+    @property
+    def synced(self) -> int:
+        """Bytes that count as kept, so that they may be shown."""
+        return self._on_disk if self._durable else self.written
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes that a power cut cannot take."""
+        return self._on_disk
+
+    def write(self, data: bytes) -> None:
+        """Append all of `data`; on failure nothing of it stays, and RecordingError says why."""
+        if self.failure:
+            raise RecordingError(f"cannot write {self.path.name}: {describe(self.failure)}") from self.failure
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self._fd, data[done:] if done else data)
+        except OSError as error:
+            if done:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, self.written)  # else recovery sets the torn line aside
+            raise RecordingError(
+                f"cannot write {self.path.name}: {describe(error)}",
+                hint="the disk of the recordings is full" if error.errno == errno.ENOSPC else None,
+            ) from error
+        self.written += done
+        if not self._dirty.is_set():
+            self._dirty.set()
+        if self._durable:
+            self._urgent.set()
+
+    def sync(self) -> None:
+        """Ask for durability now instead of within the second; does not wait."""
+        self._urgent.set()
+
+    def finish(self) -> None:
+        """Make everything durable, then let go of the file; waits. RecordingError where the disk refuses."""
+        self._closing = True
+        self._urgent.set()
+        self._dirty.set()
+        self._thread.join()
+        os.close(self._fd)
+        if self.failure:
+            raise RecordingError(f"cannot sync {self.path.name}: {describe(self.failure)}") from self.failure
+
+    def _sync_loop(self) -> None:
+        while True:
+            self._dirty.wait()
+            self._dirty.clear()
+            self._urgent.wait(SYNC_SECONDS)
+            self._urgent.clear()
+            target, closing = self.written, self._closing
+            try:
+                if target > self._on_disk:
+                    os.fdatasync(self._fd)
+            except OSError as error:
+                self.failure = error
+            else:
+                self._on_disk = target
+            if self.notify is not None:
+                os.eventfd_write(self.notify, 1)
+            if closing or self.failure:
+                return
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, _DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

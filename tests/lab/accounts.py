@@ -1,0 +1,77 @@
+"""Accounts that do not exist on this machine: passwd and group files for libnss_wrapper."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab.parts import LabError
+
+# Debian policy 9.2.2: 60000-64999 are allocated by the policy on demand, so hardly ever in use.
+_FIRST, _LAST, _STEP = 60000, 64980, 20
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One line of passwd, and a group of the same name."""
+
+    name: str
+    uid: int
+    gid: int
+    home: Path
+    shell: str = "/bin/sh"
+
+    def make_home(self) -> None:
+        """The home directory, with what OpenSSH 10.1 and later wants for its agent sockets."""
+        for path in (self.home, self.home / ".ssh", self.home / ".ssh" / "agent"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.geteuid() == 0:
+                os.chown(path, self.uid, self.gid)
+
+
+def wrapped(directory: Path, accounts: Sequence[Account], hostname: str | None = None) -> dict[str, str]:
+    """Write the files into `directory` and return the environment that makes a program see them.
+
+    Our accounts come first, so that a uid they share with the machine's has our name; the machine's
+    follow, for sshd wants the account it separates privileges with.
+    """
+    passwd = [f"{a.name}:x:{a.uid}:{a.gid}:{a.name}:{a.home}:{a.shell}" for a in accounts]
+    group = [f"{a.name}:x:{a.gid}:" for a in accounts]
+    (directory / "passwd").write_text("\n".join([*passwd, *_lines("/etc/passwd", 7)]) + "\n")
+    (directory / "group").write_text("\n".join([*group, *_lines("/etc/group", 4)]) + "\n")
+    environment = {
+        "LD_PRELOAD": "libnss_wrapper.so",
+        "NSS_WRAPPER_PASSWD": str(directory / "passwd"),
+        "NSS_WRAPPER_GROUP": str(directory / "group"),
+    }
+    return environment | ({"NSS_WRAPPER_HOSTNAME": hostname} if hostname else {})
+
+
+def _lines(path: str, fields: int) -> list[str]:
+    return [line for line in Path(path).read_text().splitlines() if line.count(":") == fields - 1]
+
+
+def check_wrapper() -> None:
+    """LabError if libnss_wrapper is not installed (the loader only grumbles)."""
+    said = subprocess.run(["/bin/true"], env={"LD_PRELOAD": "libnss_wrapper.so"}, capture_output=True, timeout=20)
+    if said.stderr:
+        raise LabError("libnss_wrapper is not installed (Debian: libnss-wrapper)")
+
+
+def free_uids(count: int, taken: Collection[int]) -> Sequence[int]:
+    """Numeric uids that nobody here has, others for each lab: so a process' uid tells whose it is."""
+    first = _FIRST + os.getpid() * _STEP % (_LAST - _FIRST)
+    known = {int(line.split(":")[2]) for line in _lines("/etc/passwd", 7)} | set(taken)
+    for start in (*range(first, _LAST, _STEP), *range(_FIRST, first, _STEP)):
+        uids = range(start, start + count)
+        if known.isdisjoint(uids):
+            return uids
+    raise LabError("no free uids between 60000 and 65000")
+
+
+def by_name(accounts: Sequence[Account]) -> Mapping[str, Account]:
+    """Accounts under their names."""
+    return {account.name: account for account in accounts}

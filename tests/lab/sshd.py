@@ -1,0 +1,201 @@
+"""An sshd of the lab: its configuration, its process, its log."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.lab.parts import LabError, openssh_version, program, start, stop, tail, wait
+
+_PRIVSEP = Path("/run/sshd")
+_MARK = _PRIVSEP / ".sshrec-lab"
+
+# Where an sshd of root keeps who was logged in; utmp(5), lastlog(8).
+_LOGIN_RECORDS = ("/var/log/lastlog", "/var/log/wtmp", "/var/log/btmp", "/run/utmp")
+_MOUNT = 'scratch=$1; shift; for file in {}; do [ -e $file ] && mount --bind "$scratch" $file; done; exec "$@"'
+
+
+def common(directory: Path, port: int) -> list[str]:
+    """What both kinds have: one port on loopback, a host key with a certificate, no PAM."""
+    lines = [
+        f"Port {port}",
+        "ListenAddress 127.0.0.1",
+        f"HostKey {directory}/host_key",
+        f"HostCertificate {directory}/host_key-cert.pub",
+        f"PidFile {directory}/sshd.pid",
+        "UsePAM no",
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "PermitUserEnvironment no",
+        "UseDNS no",
+        "PrintMotd no",
+        "PrintLastLog no",
+        "AcceptEnv LANG LC_*",
+        "LogLevel VERBOSE",
+        "LoginGraceTime 30",
+        "MaxStartups 1000",
+    ]
+    if openssh_version() >= (9, 8):
+        lines.append("PerSourcePenalties no")  # everybody comes from 127.0.0.1
+    return lines
+
+
+def bastion(user_ca: Path, force_command: str | None, command_user: str, authorized_keys: bool) -> list[str]:
+    """What makes it a bastion. `command_user`: who runs AuthorizedPrincipalsCommand."""
+    return [
+        "Subsystem sftp /usr/lib/openssh/sftp-server",
+        *([f"ForceCommand {force_command}"] if force_command else []),
+        f"TrustedUserCAKeys {user_ca}",
+        "AuthorizedPrincipalsCommand /usr/bin/echo sshrec:%u",
+        f"AuthorizedPrincipalsCommandUser {command_user}",
+        f"AuthorizedKeysFile {'.ssh/authorized_keys' if authorized_keys else 'none'}",
+        "AuthenticationMethods publickey",
+        "PermitRootLogin yes",
+        "ExposeAuthInfo yes",
+        "AllowAgentForwarding yes",
+        "AllowTcpForwarding no",
+        "AllowStreamLocalForwarding no",
+        "PermitOpen none",
+        "PermitListen none",
+        "GatewayPorts no",
+        "X11Forwarding no",
+        "PermitTunnel no",
+        "PermitUserRC no",
+        "PermitTTY yes",
+        "MaxSessions 1",
+        "UnusedConnectionTimeout 30s",
+        "ClientAliveInterval 15",
+        "ClientAliveCountMax 4",
+    ]
+
+
+def target(user_ca: Path, environment: Mapping[str, str]) -> list[str]:
+    """A stock target that trusts the user CA. `environment`: what its sessions get besides."""
+    # Debian's bash sources ~/.bashrc when SHLVL is unset: nobody's dotfiles are to run here.
+    variables = {"SHLVL": "1", **environment}
+    return [
+        "Subsystem sftp internal-sftp",
+        f"TrustedUserCAKeys {user_ca}",
+        "PermitRootLogin yes",
+        "SetEnv " + " ".join(f"{name}={value}" for name, value in variables.items()),
+    ]
+
+
+class Sshd:
+    """One running sshd. `port` is chosen when it starts."""
+
+    def __init__(
+        self, name: str, directory: Path, lines: Sequence[str], env: Mapping[str, str], prefix: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.port = 0
+        self.log = directory / "sshd.log"
+        self._directory = directory
+        self._lines = lines
+        self._env = env
+        self._prefix = prefix
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise LabError(f"{self.name} is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Listen on a free port; LabError has the log's end."""
+        for _ in range(10):
+            self.port = _free_port()
+            config = self._directory / "sshd_config"
+            # The first value of a keyword wins, so what the caller wants comes first, a Match block last.
+            at = next((n for n, line in enumerate(self._lines) if line.startswith("Match ")), len(self._lines))
+            lines = [*self._lines[:at], *common(self._directory, self.port), *self._lines[at:]]
+            config.write_text("\n".join(lines) + "\n")
+            self.log.write_bytes(b"")
+            self._process = start([*self._prefix, program("sshd"), "-D", "-e", "-f", config], self._env, self.log)
+            try:
+                wait(self._settled, f"sshd of {self.name}")
+            except LabError as error:
+                raise LabError(f"{error}\n{tail(self.log)}") from error
+            if self._process.poll() is None:
+                return
+            if "Address already in use" not in self.log_text():
+                raise LabError(f"sshd of {self.name} does not start\n{tail(self.log)}")
+        raise LabError(f"sshd of {self.name} finds no free port")
+
+    def _settled(self) -> bool:
+        ended = self._process is None or self._process.poll() is not None
+        return ended or f"Server listening on 127.0.0.1 port {self.port}." in self.log_text()
+
+    def log_text(self) -> str:
+        """All that sshd logged."""
+        return self.log.read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End the listener; sessions end with their clients or by Lab."""
+        if self._process:
+            stop(self._process)
+            self._process = None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class PrivsepDirectory:
+    """/run/sshd, which an sshd of root cannot do without: made if absent, and the last lab removes it."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    def open(self) -> None:
+        """Make the directory, or join the labs that use it."""
+        while self._descriptor is None:
+            with contextlib.suppress(FileExistsError):
+                _PRIVSEP.mkdir(mode=0o755)
+                _MARK.touch()
+            try:
+                descriptor = os.open(_PRIVSEP, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(_PRIVSEP.stat(), os.fstat(descriptor)):
+                    self._descriptor = descriptor
+                    return
+            os.close(descriptor)  # another lab removed it before we had the lock
+
+    def close(self) -> None:
+        """Remove what a lab made, unless another one still uses it."""
+        if self._descriptor is None:
+            return
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _MARK.exists():
+                _MARK.unlink()
+                _PRIVSEP.rmdir()
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def without_login_records(scratch: Path) -> list[str]:
+    """A prefix that keeps a root sshd from writing into this machine's records of logins.
+
+    Needs a mount namespace. Where a container has none to give, the prefix is empty and they are written.
+    """
+    scratch.touch()
+    prefix = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _MOUNT.format(" ".join(_LOGIN_RECORDS))]
+    prefix += ["sh", str(scratch)]
+    tried = subprocess.run([*prefix, "true"], capture_output=True, timeout=20)
+    return [] if tried.returncode or tried.stderr else prefix

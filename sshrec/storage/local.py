@@ -14,8 +14,10 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from sshrec.errors import DataError, NotFound, RecordingError, describe
+from sshrec.recording import packing
 from sshrec.recording.recovery import recover
 from sshrec.session import SESSION_ID, started
 
@@ -106,6 +108,53 @@ class Store:
                 sync_directory(path.parent)
                 return False
 
+    def alive(self, session: str) -> bool:
+        """Whether a worker holds the lock of a recording.
+
+        Ask only of one whose header is there: in the moment before, the question could take the lock from
+        the worker that is about to lock its new file.
+        """
+        try:
+            fd = os.open(self.path(session), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def pack(self, session: str) -> bool:
+        """Put the packed form of a finished recording in its place; False where somebody else has its lock.
+
+        May die anywhere and be called again: the plain file goes only after the packed one is durable under
+        its name and was unpacked and compared. NotFound where there is no plain file; DataError where it is
+        not finished; RecordingError where the disk refuses.
+        """
+        path, packed = self.path(session), self.packed(session)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NotFound(f"no plain recording {session} in {self.root}") from error
+        with os.fdopen(fd, "rb") as plain:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if not os.fstat(fd).st_nlink:
+                return False  # another packer was done with it between our opening and our lock
+            try:
+                _pack(plain, packed)
+                path.unlink()
+                sync_directory(path.parent)
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from error
+            except OSError as error:
+                raise RecordingError(f"cannot pack {path}: {describe(error)}") from error
+        return True
+
     def unfinished(self) -> Iterator[str]:
         """Sessions whose plain recording is still there: live, dead, or waiting to be packed."""
         return (session for session, path in self if path.suffix == ".cast")
@@ -195,6 +244,25 @@ class RecordingFile:
                 os.eventfd_write(self.notify, 1)
             if closing or self.failure:
                 return
+
+
+def _pack(plain: BinaryIO, packed: Path) -> None:
+    """The packed form beside the plain one: written, durable, compared, named, and the name durable."""
+    beside = packed.with_suffix(".zst.new")
+    beside.unlink(missing_ok=True)  # of a packer that died
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(beside, flags, 0o640), "w+b") as target:
+            packing.pack(plain, target)
+            target.flush()
+            os.fsync(target.fileno())
+            if not packing.same(plain, target):
+                raise DataError("packing it did not keep every bit")
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    beside.rename(packed)
+    sync_directory(packed.parent)
 
 
 def sync_directory(path: Path) -> None:

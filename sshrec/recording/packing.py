@@ -1,0 +1,235 @@
+"""A finished recording packed into zstd frames, and back. Knows bytes and frames; names and locks are storage's.
+
+The packed form is zstd's seekable format: frames one after the other, each of whole chunks, then a skippable
+frame with the table of their sizes. `zstd -dc` gives the text back.
+https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+from collections.abc import Sequence
+from typing import BinaryIO, NamedTuple
+
+from sshrec.errors import DataError
+from sshrec.recording.seal import is_seal, read_seal
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+MAGIC = b"\x28\xb5\x2f\xfd"  # of a zstd frame: RFC 8878, 3.1.1
+LINE_MAX = 64 * 1024 * 1024
+
+# Measured on recordings of seq, base64, dpkg -l, ls -lR, source code and curses output, read 4 to 64 KiB at a
+# time, in CPU seconds per 100 MB of terminal output: level 1 packs in 0.06-0.31 and compares in 0.03-0.14, to
+# 0.04-0.34 of the output's size (0.16 of curses; 0.78 of base64 of random bytes, where 0.75 is all there is).
+# Level 2 costs a fifth more for a twentieth less; level 3 and up are past half a second; level -1 costs the same
+# and is a quarter larger. Frames of 256 KiB are no quicker, and twice the size where output repeats itself; those
+# of 1 MiB cost up to half as much again, for fresh memory each. A jump to anywhere unpacks one frame: 0.4 ms.
+LEVEL = 1
+FRAME_BYTES = 512 * 1024
+
+# What packed bytes may become: this much in any case, and past it no more than so many times their own size
+# (`yes` packs to a thousandth). A frame of zeros is 30 000 times its size.
+UNPACKED_MAX = 4 * 1024 * 1024 * 1024
+RATIO_MAX = 2000
+
+_SKIPPABLE = 0x184D2A5E
+_SEEKABLE = 0x8F92EAB1
+_FOOTER = struct.Struct("<IBI")
+_ENTRY = struct.Struct("<II")
+_HEAD = struct.Struct("<II")
+_CHECKSUMS = 0x80
+_RESERVED = 0x7C
+_BLOCK = 128 * 1024
+
+
+class Frame(NamedTuple):
+    """One zstd frame: where it is in the packed file, and which part of the text it holds."""
+
+    offset: int
+    packed: int  # bytes in the file
+    start: int  # offset in the text
+    size: int  # bytes of text
+
+
+def pack(source: BinaryIO, target: BinaryIO) -> None:
+    """Write the packed form of a finished recording to `target`; DataError where it is not finished."""
+    if outcome(last_line(source)) is None:
+        raise DataError("the recording is not finished")
+    source.seek(0)
+    compressor = zstd.ZstdCompressor(
+        options={
+            zstd.CompressionParameter.compression_level: LEVEL,
+            zstd.CompressionParameter.checksum_flag: 1,
+        }
+    )
+    sizes = []
+    while text := _chunks(source):
+        compressor.set_pledged_input_size(len(text))
+        packed = compressor.compress(text, compressor.FLUSH_FRAME)
+        target.write(packed)
+        sizes.append((len(packed), len(text)))
+    target.write(_seek_table(sizes))
+
+
+def _chunks(source: BinaryIO) -> bytes:
+    """The next whole chunks, FRAME_BYTES of them or more while there are any."""
+    parts = [source.read(FRAME_BYTES)]
+    while line := source.readline():
+        parts.append(line)
+        if is_seal(line):
+            break
+    return b"".join(parts)
+
+
+def _seek_table(sizes: Sequence[tuple[int, int]]) -> bytes:
+    entries = b"".join(_ENTRY.pack(packed, size) for packed, size in sizes)
+    footer = _FOOTER.pack(len(sizes), 0, _SEEKABLE)
+    return _HEAD.pack(_SKIPPABLE, len(entries) + len(footer)) + entries + footer
+
+
+def frames(packed: BinaryIO) -> tuple[Frame, ...]:
+    """The frames of a packed recording, by its seek table; DataError where it has none that fits the file."""
+    end = packed.seek(0, os.SEEK_END)
+    foot = max(0, end - _FOOTER.size)
+    packed.seek(foot)
+    tail = packed.read(_FOOTER.size)
+    if len(tail) < _FOOTER.size:
+        raise DataError("no seek table")
+    number, descriptor, magic = _FOOTER.unpack(tail)
+    if magic != _SEEKABLE or descriptor & _RESERVED:
+        raise DataError("no seek table")
+    width = _ENTRY.size + (4 if descriptor & _CHECKSUMS else 0)
+    head = foot - number * width - _HEAD.size
+    if head < 0:
+        raise DataError("the seek table is longer than the file")
+    packed.seek(head)
+    if packed.read(_HEAD.size) != _HEAD.pack(_SKIPPABLE, number * width + _FOOTER.size):
+        raise DataError("the seek table is damaged")
+    table = packed.read(number * width)
+    found = []
+    offset = start = 0
+    for n in range(number):
+        size, text = _ENTRY.unpack_from(table, n * width)
+        found.append(Frame(offset, size, start, text))
+        offset += size
+        start += text
+    if offset != head:
+        raise DataError("the seek table does not fit the file")
+    return tuple(found)
+
+
+def head(packed: BinaryIO, frame: Frame, size: int) -> bytes:
+    """The first `size` bytes, or fewer, of a frame's text."""
+    packed.seek(frame.offset)
+    try:
+        return zstd.ZstdDecompressor().decompress(packed.read(min(frame.packed, size)), size)
+    except zstd.ZstdError as error:
+        raise DataError(f"damaged: {error}") from error
+
+
+def unpack(packed: BinaryIO, frame: Frame) -> bytes:
+    """The text of one frame; DataError where it is damaged or not of the size the table says."""
+    if frame.size > FRAME_BYTES + LINE_MAX:
+        raise DataError(f"a frame of {frame.size} bytes is none of ours")
+    packed.seek(frame.offset)
+    decompressor = zstd.ZstdDecompressor()
+    try:
+        text = decompressor.decompress(packed.read(frame.packed), frame.size + 1)
+    except zstd.ZstdError as error:
+        raise DataError(f"damaged: {error}") from error
+    if len(text) != frame.size or not decompressor.eof or decompressor.unused_data:
+        raise DataError("damaged: a frame and the seek table disagree")
+    return text
+
+
+def same(source: BinaryIO, packed: BinaryIO) -> bool:
+    """Whether the packed form, unpacked, is the source bit for bit, and its seek table right."""
+    source.seek(0)
+    try:
+        return all(
+            source.read(frame.size) == unpack(packed, frame) for frame in frames(packed)
+        ) and not source.read(1)
+    except DataError:
+        return False
+
+
+class Unpacked(io.RawIOBase):
+    """The text of a zstd stream of any number of frames, in constant memory, within bounds; not seekable."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed = packed
+        self._decompressor: zstd.ZstdDecompressor | None = None
+        self._ahead = b""
+        self._read = 0
+        self._made = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # what BufferedReader passes
+        while True:
+            text = self._some(len(buffer))
+            if text is None:
+                return 0
+            if text:
+                break
+        self._made += len(text)
+        if self._made > max(UNPACKED_MAX, RATIO_MAX * self._read):
+            raise DataError(f"{self._read} packed bytes unpack to more than {self._made}: not read any further")
+        buffer[: len(text)] = text
+        return len(text)
+
+    def _some(self, limit: int) -> bytes | None:
+        """At most `limit` bytes of text, b"" where more has to be read first, None at the end."""
+        if self._decompressor is None or self._decompressor.eof:
+            if self._decompressor is not None:
+                self._ahead = self._decompressor.unused_data
+            if not self._ahead and not self._fill():
+                return None
+            self._decompressor = zstd.ZstdDecompressor()
+        elif self._decompressor.needs_input and not self._fill():
+            raise DataError("the packed recording ends in the middle")
+        data, self._ahead = self._ahead, b""
+        try:
+            return self._decompressor.decompress(data, limit)
+        except zstd.ZstdError as error:
+            raise DataError(f"damaged after {self._made} bytes of text: {error}") from error
+
+    def _fill(self) -> bool:
+        self._ahead = self._packed.read(_BLOCK)
+        self._read += len(self._ahead)
+        return bool(self._ahead)
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
+
+
+def last_line(file: BinaryIO) -> bytes:
+    """The last whole line of a text, b"" where there is none; what follows the last newline does not count."""
+    end = file.seek(0, os.SEEK_END)
+    size = 4096
+    while True:
+        start = max(0, end - size)
+        file.seek(start)
+        lines = file.read(end - start).split(b"\n")[:-1]
+        if lines and (len(lines) > 1 or start == 0):
+            return lines[-1] + b"\n"
+        if start == 0 or size > LINE_MAX:
+            return b""
+        size *= 8
+
+
+def outcome(line: bytes) -> dict[str, object] | None:
+    """What the last seal of a recording says of the session's end; None for any other line."""
+    if not is_seal(line):
+        return None
+    end = read_seal(line).get("end")
+    return end if isinstance(end, dict) else None

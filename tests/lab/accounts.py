@@ -40,6 +40,8 @@ def wrapped(directory: Path, accounts: Sequence[Account], hostname: str | None =
     """
     passwd = [f"{a.name}:x:{a.uid}:{a.gid}:{a.name}:{a.home}:{a.shell}" for a in accounts]
     group = [f"{a.name}:x:{a.gid}:" for a in accounts]
+    if os.geteuid() != 0:
+        group.append(f"tty:x:{_terminal_group()}:")
     (directory / "passwd").write_text("\n".join([*passwd, *_lines("/etc/passwd", 7)]) + "\n")
     (directory / "group").write_text("\n".join([*group, *_lines("/etc/group", 4)]) + "\n")
     environment = {
@@ -48,6 +50,19 @@ def wrapped(directory: Path, accounts: Sequence[Account], hostname: str | None =
         "NSS_WRAPPER_GROUP": str(directory / "group"),
     }
     return environment | ({"NSS_WRAPPER_HOSTNAME": hostname} if hostname else {})
+
+
+def _terminal_group() -> int:
+    """The group that new terminals have: sshd gives them to the group tty, and only root can change theirs.
+
+    Elsewhere that is tty already; containers may mount devpts without its gid= option.
+    """
+    master, terminal = os.openpty()
+    try:
+        return os.fstat(terminal).st_gid
+    finally:
+        os.close(master)
+        os.close(terminal)
 
 
 def _lines(path: str, fields: int) -> list[str]:

@@ -40,9 +40,9 @@ def program(name: str) -> str:
     return found
 
 
-def openssh_version() -> tuple[int, int]:
-    """(9, 2) of `OpenSSH_9.2p1 …`."""
-    said = subprocess.run([program("ssh"), "-V"], capture_output=True, timeout=20).stderr.decode()
+def sshd_version() -> tuple[int, int]:
+    """(9, 2) of `OpenSSH_9.2 …`; sshd before 9.3 prints it among its complaints about -V."""
+    said = subprocess.run([program("sshd"), "-V"], capture_output=True, timeout=20).stderr.decode()
     found = re.search(r"OpenSSH_(\d+)\.(\d+)", said)
     if found is None:
         raise LabError(f"cannot tell the version of {said.strip()!r}")

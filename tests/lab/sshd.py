@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.lab.parts import LabError, openssh_version, program, start, stop, tail, wait
+from tests.lab.parts import LabError, program, sshd_version, start, stop, tail, wait
 
 _PRIVSEP = Path("/run/sshd")
 _MARK = _PRIVSEP / ".sshrec-lab"
@@ -40,7 +40,7 @@ def common(directory: Path, port: int) -> list[str]:
         "LoginGraceTime 30",
         "MaxStartups 1000",
     ]
-    if openssh_version() >= (9, 8):
+    if sshd_version() >= (9, 8):
         lines.append("PerSourcePenalties no")  # everybody comes from 127.0.0.1
     return lines
 

@@ -172,13 +172,13 @@ class Recorder:
             self._seal(us, wall_ms)
         return shown
 
-    def release(self, us: int) -> list[tuple[Stream, bytes]]:
-        """Record held bytes as they are; returns them, to be shown."""
-        shown = list(self._held.items())
-        self._held.clear()
-        for stream, data in shown:
-            self._output(us, data, stream)
-            self._account(stream, data)
+    def release(self, us: int, stream: Stream | None = None) -> list[tuple[Stream, bytes]]:
+        """Record held bytes (of one stream, or of all) as they are; returns them, to be shown."""
+        held: list[Stream] = [name for name in self._held if stream in (None, name)]
+        shown = [(name, self._held.pop(name)) for name in held]
+        for name, data in shown:
+            self._output(us, data, name)
+            self._account(name, data)
         return shown
 
     def close(self, us: int, wall_ms: int, outcome: Outcome) -> list[tuple[Stream, bytes]]:

@@ -217,7 +217,12 @@ class RecordingFile:
         self._urgent.set()
 
     def finish(self) -> None:
-        """Make everything durable, then let go of the file; waits. RecordingError where the disk refuses."""
+        """Make everything durable, then let go of the file; waits. Once is enough.
+
+        RecordingError where the disk refuses.
+        """
+        if self._closing:
+            return
         self._closing = True
         self._urgent.set()
         self._dirty.set()

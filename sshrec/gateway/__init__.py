@@ -1,0 +1,1 @@
+"""One visit, from sshd's request to the exit status."""

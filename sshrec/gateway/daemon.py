@@ -1,0 +1,366 @@
+"""sshrecd: accepts gateways, forks a worker for each, supervises them. Small, single-threaded, without state.
+
+It may end and start again under live sessions: workers go on without it, and a new one adopts them by
+their control sockets. What a dead worker left is sealed and cleaned up; finished recordings are packed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import select
+import shutil
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sshrec.config import Config
+from sshrec.errors import ConfigError, Denied, SshrecError, Unreachable, describe
+from sshrec.gateway import control, handoff
+from sshrec.gateway.live import complaint
+from sshrec.gateway.worker import Worker, new_session
+from sshrec.storage.local import Store
+
+STUCK_SECONDS = 10.0  # without a heartbeat: the hop is killed
+DEAD_SECONDS = 60.0  # without one: the worker itself
+CHECK_SECONDS = 1.0
+BACKLOG = 1024
+FIRST_FD = 3  # of socket activation: sd_listen_fds(3)
+
+log = logging.getLogger("sshrecd")
+
+
+@dataclass(slots=True)
+class Supervised:
+    """A worker: forked by this process, or adopted. `status` is what it last said of itself."""
+
+    session: str
+    pid: int
+    uid: int
+    pidfd: int
+    channel: socket.socket
+    forked: bool
+    beat: float
+    status: dict[str, Any]
+    hop_killed: bool = False
+
+
+class Daemon:
+    """The whole of it; `run` returns when a signal asks for that, and ends no session."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._store = Store(config.recordings_dir)
+        self._poll = select.poll()
+        self._workers: dict[int, Supervised] = {}  # by pidfd
+        self._channels: dict[int, int] = {}  # channel to pidfd
+        self._left: list[str] = []  # sessions to look after
+        self._housekeeper: int | None = None  # a pidfd
+        self._housekeeper_pid = 0
+        self._stop = False
+        self._bound: Path | None = None
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        self._directories()
+        self._listener = self._listen()
+        wake, waker = socket.socketpair()
+        for end in (wake, waker):
+            end.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        self._wake = (wake, waker)
+        self._poll.register(wake, select.POLLIN)
+        self._poll.register(self._listener, select.POLLIN)
+        self._adopt()
+        self._left += [session for session in self._store.unfinished() if not self._is_live(session)]
+        self._housekeep()
+        gc.collect()
+        gc.freeze()  # what is here now stays shared with the workers
+        notify("READY=1")
+        log.info("listening on %s", self._config.socket)
+        checked = time.monotonic()
+        while not self._stop:
+            for fd, _ in self._poll.poll(CHECK_SECONDS * 1000):
+                if fd == self._listener.fileno():
+                    self._accept()
+                elif fd in self._workers:
+                    self._reap(self._workers[fd])
+                elif fd in self._channels:
+                    self._hear(self._workers[self._channels[fd]])
+                elif fd == self._housekeeper:
+                    self._housekept()
+                elif fd == wake.fileno():
+                    wake.recv(512)
+            if time.monotonic() - checked >= CHECK_SECONDS:
+                checked = time.monotonic()
+                self._check()
+        notify("STOPPING=1")
+        if self._bound is not None:
+            self._bound.unlink(missing_ok=True)
+        log.info("stopping; %d sessions go on", len(self._workers))
+
+    # ---- starting --------------------------------------------------------------------------------------
+
+    def _directories(self) -> None:
+        for path, mode in ((self._config.run_dir, 0o755), (self._config.recordings_dir, 0o750)):
+            try:
+                path.mkdir(mode=mode, parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"cannot make {path}: {describe(error)}") from error
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise ConfigError(
+                    f"cannot write in {path}", hint="it must belong to the user that sshrecd runs as"
+                )
+
+    def _listen(self) -> socket.socket:
+        """The socket that systemd passed, or our own."""
+        if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+            listener = socket.socket(fileno=FIRST_FD)
+            listener.set_inheritable(False)
+        else:
+            path = self._config.socket
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            _remove_stale(path)
+            old = os.umask(0o111)  # anybody on this host may ask: the kernel says who it is
+            try:
+                listener.bind(str(path))
+            except OSError as error:
+                raise ConfigError(f"cannot listen on {path}: {describe(error)}") from error
+            finally:
+                os.umask(old)
+            listener.listen(BACKLOG)
+            self._bound = path
+        listener.setblocking(False)
+        return listener
+
+    def _adopt(self) -> None:
+        """Take over the sessions that an earlier sshrecd left living, and find those that died meanwhile."""
+        for session in control.live(self._config.run_dir):
+            try:
+                channel = control.connect(self._config.run_dir, session)
+                channel.send(b"watch")
+                pid, _ = handoff.peer(channel)
+                pidfd = os.pidfd_open(pid)
+            except (Unreachable, Denied, OSError):
+                self._left.append(session)
+                continue
+            self._supervise(session, pid, -1, pidfd, channel, forked=False)
+            log.info("%s: adopted", session)
+
+    def _supervise(
+        self, session: str, pid: int, uid: int, pidfd: int, channel: socket.socket, *, forked: bool
+    ) -> None:
+        channel.setblocking(False)
+        self._workers[pidfd] = Supervised(session, pid, uid, pidfd, channel, forked, time.monotonic(), {})
+        self._channels[channel.fileno()] = pidfd
+        self._poll.register(pidfd, select.POLLIN)
+        self._poll.register(channel, select.POLLIN)
+
+    # ---- a gateway comes --------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            gateway, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                log.exception("cannot accept")
+                time.sleep(0.1)  # the backlog keeps them; do not turn at full speed
+                return
+            raise
+        with gateway:
+            pid, uid = handoff.peer(gateway)
+            try:
+                self._fork(gateway, uid)
+            except (SshrecError, OSError) as error:
+                shown = error if isinstance(error, SshrecError) else SshrecError(f"no worker: {describe(error)}")
+                log.warning("refused uid %d (process %d): %s", uid, pid, shown)
+                handoff.finish(gateway, 255, complaint(shown))
+
+    def _fork(self, gateway: socket.socket, uid: int) -> None:
+        limits = self._config.limits
+        if len(self._workers) >= limits.sessions:
+            raise Unreachable(f"there are {len(self._workers)} sessions, and no more are allowed at once")
+        if sum(worker.uid == uid for worker in self._workers.values()) >= limits.sessions_per_user:
+            raise Unreachable(f"you have {limits.sessions_per_user} sessions, and no more are allowed at once")
+        session = new_session()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(session, gateway, ours, theirs)
+        theirs.close()
+        self._supervise(session, pid, uid, os.pidfd_open(pid), ours, forked=True)
+
+    def _become_worker(
+        self, session: str, gateway: socket.socket, ours: socket.socket, theirs: socket.socket
+    ) -> None:
+        """In the child: keep nothing of the daemon's, conduct the session, end."""
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            os.setsid()
+            ours.close()
+            self._let_go()
+            worker = Worker(self._config, session, gateway, theirs)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda number, _: worker.kill(f"signal {number}"))
+            worker.run()
+            status = 0
+        except BaseException:
+            log.exception("%s: the worker failed", session)
+        finally:
+            os._exit(status)
+
+    def _let_go(self) -> None:
+        """Close every descriptor of the daemon's in a child."""
+        for end in (self._listener, *self._wake):
+            end.close()
+        for worker in self._workers.values():
+            worker.channel.close()
+            os.close(worker.pidfd)
+        if self._housekeeper is not None:
+            os.close(self._housekeeper)
+
+    # ---- while they live --------------------------------------------------------------------------------
+
+    def _hear(self, worker: Supervised) -> None:
+        try:
+            message = worker.channel.recv(handoff.MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:  # it has hung up; the pidfd tells when it has ended
+            self._poll.unregister(worker.channel)
+            del self._channels[worker.channel.fileno()]
+            worker.channel.close()
+            return
+        worker.beat = time.monotonic()
+        if message != b"b":
+            with contextlib.suppress(msgspec.DecodeError):
+                worker.status = msgspec.json.decode(message, type=dict[str, Any])
+                worker.uid = worker.status.get("uid", worker.uid)
+
+    def _check(self) -> None:
+        """Kill the hop of a worker that is stuck (a hung disk): unrecorded, nothing may go on."""
+        now = time.monotonic()
+        for worker in self._workers.values():
+            silent = now - worker.beat
+            if silent >= STUCK_SECONDS and not worker.hop_killed and worker.channel.fileno() >= 0:
+                worker.hop_killed = True
+                log.error("%s: no heartbeat for %.0f s, its hop is killed", worker.session, silent)
+                _kill_child(worker.pid, worker.status.get("hop"))
+            if silent >= DEAD_SECONDS:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+
+    def _is_live(self, session: str) -> bool:
+        return any(worker.session == session for worker in self._workers.values())
+
+    # ---- when they end ----------------------------------------------------------------------------------
+
+    def _reap(self, worker: Supervised) -> None:
+        if worker.forked:
+            _, status = os.waitpid(worker.pid, 0)
+            if status:
+                log.error("%s: its worker died (%d)", worker.session, os.waitstatus_to_exitcode(status))
+        if worker.channel.fileno() >= 0:
+            self._poll.unregister(worker.channel)
+            del self._channels[worker.channel.fileno()]
+            worker.channel.close()
+        self._poll.unregister(worker.pidfd)
+        del self._workers[worker.pidfd]
+        os.close(worker.pidfd)
+        self._left.append(worker.session)
+        self._housekeep()
+
+    def _housekeep(self) -> None:
+        """Have a low-priority child seal and pack what ended sessions left, one child at a time."""
+        if self._housekeeper is not None or not self._left:
+            return
+        todo, self._left = self._left, []
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, signal.SIG_DFL)
+                os.nice(19)
+                self._let_go()
+                for session in todo:
+                    self._look_after(session)
+                status = 0
+            finally:
+                os._exit(status)
+        self._housekeeper, self._housekeeper_pid = os.pidfd_open(pid), pid
+        self._poll.register(self._housekeeper, select.POLLIN)
+
+    def _look_after(self, session: str) -> None:
+        try:
+            if self._store.recover(session, time.time_ns() // 1_000_000, "its worker died"):
+                log.warning("%s: sealed as aborted", session)
+            shutil.rmtree(Path(self._config.run_dir, session), ignore_errors=True)
+            self._store.pack(session)
+        except Exception:
+            log.exception("%s: cannot be looked after", session)
+
+    def _housekept(self) -> None:
+        assert self._housekeeper is not None
+        os.waitpid(self._housekeeper_pid, 0)
+        self._poll.unregister(self._housekeeper)
+        os.close(self._housekeeper)
+        self._housekeeper = None
+        self._housekeep()
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._stop = True
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it asked to be told: sd_notify(3)."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody serves; ConfigError where somebody does."""
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return
+        else:
+            raise ConfigError(f"another sshrecd serves {path}")
+
+
+def _kill_child(parent: int, child: object) -> None:
+    """Kill a process if it is that parent's child still."""
+    if not isinstance(child, int):
+        return
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        pidfd = os.pidfd_open(child)
+        try:
+            status = Path(f"/proc/{child}/stat").read_text()
+            if int(status[status.rindex(")") + 2 :].split()[1]) == parent:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)

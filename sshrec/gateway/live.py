@@ -1,0 +1,537 @@
+"""A session that was allowed: its recording, its hop, and the bytes between. Record, then show.
+
+The recording's end and the session's imply each other: whatever fails, `conduct` leaves a sealed recording
+(as far as the disk lets it) and no hop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sshrec import __version__
+from sshrec.access.policy import Allow, Place
+from sshrec.config import Config
+from sshrec.errors import RecordingError, SshrecError, Unreachable, describe
+from sshrec.gateway import network, terminal
+from sshrec.gateway.agents import AgentRelay
+from sshrec.gateway.hop import Hop, under_pty, with_pipes
+from sshrec.gateway.relay import READ_BYTES, Loop, Pump
+from sshrec.gateway.visit import Visit
+from sshrec.openssh import client
+from sshrec.recording import asciicast
+from sshrec.recording.recorder import HOLD_US, Data, Recorder, Stream
+from sshrec.recording.seal import Outcome
+from sshrec.session import Credential, Request, User, Winsize
+from sshrec.storage.local import RecordingFile, Store
+
+KILL_SECONDS = 1.0  # from asking the hop to end until it is killed
+DRAIN_SECONDS = 1.0  # for a person who is gone, or was made to go, to take the rest
+RESIZE_SECONDS = 0.05  # at most one resize in that time is recorded and passed on
+RAW_SECONDS = 0.002  # between looks whether ssh, about to begin, has set its terminal raw
+COMMAND_BYTES = 256 * 1024  # a read of a command's stream
+
+FOREVER = float("inf")
+
+log = logging.getLogger("sshrec.session")
+
+
+class Left(Exception):
+    """The person is gone, or was made to go."""
+
+
+class Live:
+    """One session, from its recording's first line to its last.
+
+    `until` turns the worker's loop; `changed` tells the watchers what is new; `gateway` dials the agent.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        session: str,
+        loop: Loop,
+        until: Callable[[Callable[[], bool]], None],
+        changed: Callable[..., None],
+        gateway: socket.socket,
+        visit: Visit,
+        user: User,
+        credential: Credential,
+        request: Request,
+        place: Place,
+        decision: Allow,
+    ) -> None:
+        self._config, self._session, self._loop = config, session, loop
+        self._turn, self._changed, self._gateway = until, changed, gateway
+        self._visit, self._user, self._credential = visit, user, credential
+        self._request, self._place, self._decision = request, place, decision
+        self._run = client.Run(Path(config.run_dir, session))
+        self._ssh_log = client.Log()
+        self._size = terminal.winsize(visit.stdin) if request.terminal else Winsize(*asciicast.FALLBACK)
+        self.agents: AgentRelay | None = None
+        self._hop: Hop | None = None
+        self._hop_ended = False
+        self._pumps: dict[str, Pump] = {}
+        self._closing = contextlib.ExitStack()
+        self._connection: socket.socket | None = None
+        self._address: str | None = None
+        self._reason: str | None = None  # why the session must end, unless its hop just ends
+        self._detail: str | None = None
+        self._hint: str | None = None
+        self._kill_at = self._give_up_at = self._resize_at = FOREVER
+        self._resized_at = 0.0
+        self._raw = False
+        self._sealed = False
+
+    # ---- open, connect, relay, close ------------------------------------------------------------------
+
+    def conduct(self, begun: Callable[[Live], None]) -> tuple[int, str]:
+        """The session; returns the exit status for the person, and what to tell them.
+
+        `begun` is called once there is a recording: from then on the other methods may be called, and
+        `finish` must be.
+        """
+        self._open()
+        begun(self)
+        with self._closing:
+            try:
+                self._connect()
+                self._turn(self._over)
+            except RecordingError as error:
+                self._fail(error)
+            except Unreachable as error:
+                self._end("unreachable", f"cannot reach {self._place.name}: {error}")
+            except Left:
+                pass  # `leave` or `kill` has said why
+            except BaseException:
+                self._fail(SshrecError("sshrec itself failed"))
+                self._close()
+                raise
+            return self._close()
+
+    def _open(self) -> None:
+        """The recording, with its header durable before anything is dialled."""
+        wall_ms = time.time_ns() // 1_000_000
+        self._file: RecordingFile = Store(self._config.recordings_dir).create(
+            self._session, durable=self._config.session_recording == "proxy-sync"
+        )
+        self._start_ns = time.monotonic_ns()
+        facts = self._facts(wall_ms)
+        try:
+            self._recorder = Recorder(
+                self._file,
+                self._session,
+                asciicast.header_line(
+                    width=self._size.columns,
+                    height=self._size.rows,
+                    timestamp=wall_ms // 1000,
+                    title=f"{self._user.name} → {facts['target']}",
+                    command=facts.get("command"),
+                    env={"TERM": self._visit.term},
+                    facts=facts,
+                ),
+                wall_ms=wall_ms,
+                terminal=self._request.terminal,
+                stream_limit=self._config.limits.stream_bytes,
+            )
+        except RecordingError:
+            with contextlib.suppress(RecordingError):
+                self._file.finish()
+            self._file.path.unlink(missing_ok=True)
+            raise
+        synced = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._closing.callback(os.close, synced)
+        self._closing.callback(self._loop.unwatch, synced)
+        self._file.notify = synced
+        self._loop.watch(synced, lambda _: self._synced(synced))
+        log.info("%s: %s to %s", self._session, self._user.name, facts["target"])
+        shown = {key: facts[key] for key in ("target", "kind", "terminal", "start")}
+        self._changed(state="connecting", **shown)
+
+    def _facts(self, wall_ms: int) -> dict[str, Any]:
+        """What the header says of the session, under the key `sshrec`: sshrec-recording(5)."""
+        request, place, credential = self._request, self._place, self._credential
+        facts: dict[str, Any] = {
+            "session": self._session,
+            "user": self._user.name,
+            "uid": self._user.uid,
+            "login": request.target.login,
+            "host": place.name,
+            "port": place.port,
+            "target": f"{request.target.login}@{place.name}",
+            "kind": request.kind,
+            "terminal": request.terminal,
+            "rule": self._decision.rule,
+            "key": credential.algorithm,
+            "client": self._visit.client,
+            "start": asciicast.rfc3339(wall_ms),
+            "recording": self._config.session_recording,
+            "version": __version__,
+        }
+        if credential.key_id is not None:
+            facts |= {"key_id": credential.key_id, "serial": credential.serial}
+        if request.command is not None:
+            facts["command"] = request.command.decode("utf-8", "replace")
+            if facts["command"].encode() != request.command:
+                facts["command_bytes"] = request.command.hex()
+        return facts
+
+    def _connect(self) -> None:
+        """Dial, and start ssh on the connection with the pumps around it."""
+        self._until(lambda: self._file.on_disk > 0 or self._file.failure is not None)
+        connection, self._address = network.dial(
+            self._decision.addresses, self._place.port, self._config.hop.connect_timeout, self._loop, self._until
+        )
+        self._connection = connection
+        self._closing.callback(connection.close)
+        self._prepare(connection)
+        argv = client.arguments(self._run, self._place.name, self._request.command)
+        environment = client.environment(self._visit.term)
+        modes = self._visit.modes
+        if modes is not None:
+            self._hop = under_pty(argv, environment, modes.original, self._size)
+            self._relay_terminal(self._hop)
+        else:
+            self._hop = with_pipes(argv, environment)
+            self._relay_streams(self._hop)
+        self._loop.watch(self._hop.pidfd, self._ended)
+        self._changed(state="live", hop=self._hop.pid, address=self._address)
+
+    def _prepare(self, connection: socket.socket) -> None:
+        """The files and sockets that ssh is pointed at."""
+        run = self._run
+        _write(run.identity, self._credential.line)
+        configuration = client.configuration(
+            self._config,
+            run,
+            login=self._request.target.login,
+            name=self._place.name,
+            port=self._place.port,
+            terminal=self._request.terminal,
+            lang=self._visit.lang,
+        )
+        _write(run.config, configuration)
+        os.mkfifo(run.log, 0o600)
+        log_fd = os.open(run.log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._log_fd = log_fd
+        self._closing.callback(os.close, log_fd)
+        self._closing.callback(self._loop.unwatch, log_fd)
+        self._loop.watch(log_fd, self._read_log)
+        self.agents = AgentRelay(self._loop, run.agent, self._gateway)
+        self._closing.callback(self.agents.close)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._closing.callback(listener.close)
+        self._closing.callback(lambda: self._loop.unwatch(listener.fileno()))
+        listener.bind(str(run.dial))
+        listener.listen(1)
+        self._loop.watch(listener.fileno(), lambda _: self._hand_connection(listener, connection))
+
+    def _relay_terminal(self, hop: Hop) -> None:
+        visit = self._visit
+        terminal.copy_winsize(visit.stdin, hop.stdin)
+        output = partial(self._output, "stdout")
+        self._pump("stdout", hop.stdout, visit.stdout, output, on_lost=self._left)
+        # What ssh asks its terminal, if it ever does, comes here.
+        self._pump("tty", hop.tty, visit.stderr, output, on_lost=self._left)
+
+    def _relay_streams(self, hop: Hop) -> None:
+        visit = self._visit
+        for name, source, sink in (("stdout", hop.stdout, visit.stdout), ("stderr", hop.stderr, visit.stderr)):
+            stream: Stream = "stdout" if name == "stdout" else "stderr"
+            self._pump(
+                stream,
+                source,
+                sink,
+                partial(self._output, stream),
+                on_end=partial(visit.let_go, sink),
+                on_lost=partial(self._reader_gone, stream, source),
+            )
+        over = partial(self._input_over, hop)
+        self._pump("stdin", visit.stdin, hop.stdin, self._input, on_end=over, on_lost=over)
+
+    def _pump(self, name: str, source: int, sink: int, take: Callable[[memoryview], Data], **ends: Any) -> None:
+        sync = self._config.session_recording == "proxy-sync" and name != "stdin"
+        kept = (lambda: self._file.synced >= self._file.written) if sync else None
+        size = READ_BYTES if self._request.terminal else COMMAND_BYTES
+        self._pumps[name] = Pump(self._loop, source, sink, take, size=size, kept=kept, **ends)
+
+    def _close(self) -> tuple[int, str]:
+        """End the hop if it still runs, seal the recording, let the person go."""
+        self._stop_hop()
+        status, text = self._outcome()
+        outcome = Outcome(
+            self._reason or "exit",
+            status=status,
+            signal="unknown" if self._ssh_log.signalled else None,
+            detail=self._detail,
+            address=self._address,
+            host_key=self._ssh_log.host_key,
+        )
+        try:
+            for stream, data in self._recorder.close(self._us(), self._wall(), outcome):
+                self._show(stream, data)
+            self._sealed = True
+            if self._config.session_recording == "proxy-sync":
+                self._file.finish()
+            self._flush()
+        except RecordingError as error:
+            text = text or complaint(error)
+            status = 255
+        for pump in self._pumps.values():
+            pump.stop()
+        log.info("%s: %s, status %d", self._session, outcome.reason, status)
+        return status, text
+
+    def finish(self) -> None:
+        """After the person has gone: make the recording durable and let go of it."""
+        try:
+            self._file.finish()
+        except RecordingError:
+            log.exception("%s: the end of the recording is not durable", self._session)
+
+    # ---- what happens while it lives -------------------------------------------------------------------
+
+    def tick(self) -> float:
+        """What time asks for; returns seconds until the next turn."""
+        if self._sealed:
+            return FOREVER
+        now = time.monotonic()
+        if not self._raw and self._ssh_log.established:
+            self._go_raw()
+        if now >= self._resize_at:
+            self._resize_at = FOREVER
+            self._resize(now)
+        if now >= self._kill_at and self._hop is not None:
+            self._kill_at = FOREVER
+            self._hop.send_signal(signal.SIGKILL)
+        for stream, data in self._recorder.tick(self._us(), self._wall()):
+            self._show(stream, data)
+        due = self._recorder.due(self._us())
+        waits = [self._kill_at - now, self._give_up_at - now, self._resize_at - now]
+        if due is not None:
+            waits.append(due / 1e6)
+        if not self._raw and self._ssh_log.established:
+            waits.append(RAW_SECONDS)
+        return max(0.0, min(waits))
+
+    def leave(self) -> None:
+        """The person is gone."""
+        self._end("client-disconnect")
+
+    def kill(self, who: str) -> None:
+        """An administrator ends it."""
+        self._end("killed", f"ended by {who}")
+
+    def interrupted(self) -> None:
+        """Ctrl-C, while the terminal was still the person's own: before ssh had its session."""
+        if not self._raw:
+            self._end("client-disconnect", "interrupted")
+
+    def resized(self) -> None:
+        """The person's terminal has another size."""
+        now = time.monotonic()
+        self._resize_at = max(now, self._resized_at + RESIZE_SECONDS)
+        self._loop.within(self._resize_at - now)
+
+    def report(self) -> dict[str, Any]:
+        """Figures for `who` and for the signing of the log."""
+        n, previous = self._recorder.head
+        return {"bytes": self._file.written, "durable": self._file.on_disk, "seal": n - 1, "head": previous}
+
+    def _output(self, stream: Stream, data: memoryview) -> Data:
+        if not data:
+            return b"".join(held for _, held in self._recorder.release(self._us(), stream))
+        shown = self._recorder.output(self._us(), data, stream)
+        if not self._raw:
+            self._go_raw()
+        if len(shown) != len(data):
+            self._loop.within(HOLD_US / 1e6)
+        return shown
+
+    def _input(self, data: memoryview) -> Data:
+        self._recorder.input(self._us(), data, keep=self._decision.record_input)
+        return data
+
+    def _show(self, stream: Stream, data: Data) -> None:
+        pump = self._pumps.get(stream)
+        if pump is not None and not (pump.lost or pump.ended):
+            pump.show(data)
+
+    def _synced(self, eventfd: int) -> None:
+        os.eventfd_read(eventfd)
+        if self._file.failure is not None:
+            raise RecordingError(f"cannot sync {self._file.path.name}: {describe(self._file.failure)}")
+        for pump in self._pumps.values():
+            pump.resume()
+
+    def _go_raw(self) -> None:
+        """Once ssh has its own terminal raw, so is the person's: until then it is theirs, as with ssh itself."""
+        visit, hop = self._visit, self._hop
+        if visit.modes is None or hop is None:
+            self._raw = True
+        elif terminal.is_raw(hop.stdin):
+            self._raw = True
+            visit.modes.raw()
+            self._pump("stdin", visit.stdin, hop.stdin, self._input, on_end=self._left)
+
+    def _resize(self, now: float) -> None:
+        self._resized_at = now
+        if self._hop is None or self._visit.modes is None:
+            return
+        with contextlib.suppress(OSError):  # a terminal that is gone says so by its pump
+            size = terminal.copy_winsize(self._visit.stdin, self._hop.stdin)
+            if size != self._size:
+                self._size = size
+                self._recorder.resize(self._us(), size.columns, size.rows)
+
+    def _hand_connection(self, listener: socket.socket, connection: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError), listener.accept()[0] as helper:
+            socket.send_fds(helper, [b"\0"], [connection.fileno()])
+
+    def _read_log(self, _events: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._log_fd, 65536)
+            if not data:
+                self._loop.unwatch(self._log_fd)
+            self._ssh_log.feed(data)
+            if self._ssh_log.established and not self._raw:
+                self._loop.within(0)
+
+    def _reader_gone(self, stream: Stream, source: int) -> None:
+        """The person's side reads no more of a stream: close ours, and the target learns of it as by a pipe."""
+        assert self._hop is not None
+        self._pumps[stream].stop()
+        self._hop.let_go(source)
+        if all(pump.lost or pump.ended for name, pump in self._pumps.items() if name != "stdin"):
+            self._left()
+
+    def _input_over(self, hop: Hop) -> None:
+        self._pumps["stdin"].stop()
+        hop.let_go(hop.stdin)
+
+    def _left(self) -> None:
+        self._end("client-disconnect")
+
+    # ---- the end ---------------------------------------------------------------------------------------
+
+    def _until(self, condition: Callable[[], bool]) -> None:
+        """Before there is a hop: turn the loop, or be Left."""
+        self._turn(lambda: condition() or self._reason is not None)
+        if self._reason is not None:
+            raise Left
+
+    def _over(self) -> bool:
+        if not self._hop_ended:
+            return self._give_up_at is not FOREVER and time.monotonic() >= self._give_up_at
+        outputs = (pump for name, pump in self._pumps.items() if name != "stdin")
+        return all(pump.ended or pump.lost for pump in outputs) or time.monotonic() >= self._give_up_at
+
+    def _ended(self, _events: int) -> None:
+        """The hop has exited: what it wrote is still in the pipes."""
+        assert self._hop is not None
+        self._loop.unwatch(self._hop.pidfd)
+        self._hop.reap()
+        self._hop_ended = True
+        self._kill_at = FOREVER
+        for name, pump in self._pumps.items():
+            if name == "stdin":
+                pump.stop()
+            else:
+                pump.drain()
+
+    def _end(self, reason: str, detail: str | None = None) -> None:
+        """Have the session end, for that reason unless there was one before."""
+        if self._reason is None:
+            self._reason, self._detail = reason, detail
+            now = time.monotonic()
+            self._kill_at = now + KILL_SECONDS
+            self._give_up_at = now + KILL_SECONDS + DRAIN_SECONDS
+            if self._hop is not None:
+                self._hop.send_signal(signal.SIGTERM)
+        self._loop.within(0)
+
+    def _fail(self, error: SshrecError) -> None:
+        """The recording cannot be written: nothing more is shown, and the hop dies now."""
+        log.error("%s: %s", self._session, error)
+        self._reason, self._detail, self._hint = "recording-failed", str(error), error.hint
+        self._stop_hop()
+
+    def _stop_hop(self) -> None:
+        if self._hop is not None:
+            if self._hop.status is None:
+                self._loop.unwatch(self._hop.pidfd)
+                self._hop.send_signal(signal.SIGKILL)
+                self._hop.reap()
+            for name, pump in self._pumps.items():
+                pump.stop() if name == "stdin" else pump.cut()
+            self._hop.close()
+            while self._log_left():
+                pass
+        if self._connection is not None:
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _log_left(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._log_fd, 65536)
+            self._ssh_log.feed(data)
+            return bool(data)
+        return False
+
+    def _flush(self) -> None:
+        """Let the person have what was recorded and is not written yet; not for ever if they are gone."""
+        if self._reason is not None:
+            self._give_up_at = min(self._give_up_at, time.monotonic() + DRAIN_SECONDS)
+
+        def flushed() -> bool:
+            return all(pump.lost or not pump.pending for pump in self._pumps.values())
+
+        self._turn(lambda: flushed() or time.monotonic() >= self._give_up_at)
+
+    def _outcome(self) -> tuple[int, str]:
+        """The exit status, and what to tell the person: as ssh does, 255 where the hop has none of its own."""
+        name = self._place.name
+        if self._reason == "client-disconnect":
+            return 255, ""
+        if self._reason == "killed":
+            return 255, complaint(SshrecError(f"this session was {self._detail}"))
+        if self._reason is not None:
+            return 255, complaint(SshrecError(self._detail or self._reason, hint=self._hint))
+        assert self._hop is not None and self._hop.status is not None
+        status = self._hop.status
+        if status < 0:
+            return 255, complaint(SshrecError(f"ssh to {name} was killed by signal {-status}"))
+        if status != 255:
+            return status, ""
+        error = self._ssh_log.failure(name, self._request.target.login, self._config.known_hosts)
+        if error is not None:
+            self._detail = str(error)
+        return 255, complaint(error) if error is not None else ""
+
+    # ---- clocks ----------------------------------------------------------------------------------------
+
+    def _us(self) -> int:
+        return (time.monotonic_ns() - self._start_ns) // 1000
+
+    @staticmethod
+    def _wall() -> int:
+        return time.time_ns() // 1_000_000
+
+
+def complaint(error: SshrecError) -> str:
+    """An error as a person reads it, on their standard error."""
+    return f"sshrec: error: {error}\n" + (f"sshrec: hint: {error.hint}\n" if error.hint else "")
+
+
+def _write(path: Path, text: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)

@@ -1,0 +1,73 @@
+"""The person's side of a session: who came, with which credential, and the descriptors that sshd gave them."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import pwd
+
+from sshrec.access.policy import Address
+from sshrec.errors import Denied
+from sshrec.gateway import terminal
+from sshrec.gateway.handoff import Hello
+from sshrec.gateway.relay import half_close
+from sshrec.openssh import certificate
+from sshrec.openssh.client import checked_term
+from sshrec.session import Credential, User, printable
+
+
+class Visit:
+    """What came with the hello. The descriptors are this object's to close."""
+
+    def __init__(self, hello: Hello) -> None:
+        self.uid = hello.uid
+        self.stdin, self.stdout, self.stderr = hello.descriptors
+        self._blocking = {fd: os.get_blocking(fd) for fd in hello.descriptors}
+        self.terminal = os.isatty(self.stdin)
+        self.modes = terminal.Modes(self.stdin) if self.terminal else None
+        facts = hello.facts
+        self.command = facts.get("command", b"")
+        self.term = checked_term(facts.get("term", b""))
+        self.lang = facts.get("lang", b"")
+        self.agent = "agent" in facts
+        self._auth = facts.get("auth", b"")
+        words = facts.get("connection", b"").decode("ascii", "replace").split()
+        self.client = printable(" ".join(words[:2]), 80)  # address and port
+        self.server: frozenset[Address] = frozenset()  # the bastion's address, as the client dialled it
+        if len(words) == 4:
+            with contextlib.suppress(ValueError):
+                self.server = frozenset({ipaddress.ip_address(words[2])})
+
+    def identify(self) -> tuple[User, Credential]:
+        """The person by the kernel's word, and the credential that sshd accepted; Denied where they differ."""
+        try:
+            name = pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            raise Denied(f"no account has the uid {self.uid}") from None
+        credential = certificate.accepted(self._auth)
+        if credential is None:
+            raise Denied(
+                "sshd named no key that opened this login",
+                hint="log in with a key or certificate; sshd needs ExposeAuthInfo yes for this account",
+            )
+        if credential.key_id not in (None, name):
+            raise Denied(
+                f"the certificate of '{printable(credential.key_id or '', 80)}' opened the account {name}"
+            )
+        return User(name, self.uid), credential
+
+    def let_go(self, fd: int) -> None:
+        """Half-close one of the descriptors: its reader sees the end."""
+        if self._blocking.pop(fd, None) is not None:
+            half_close(fd)
+
+    def close(self) -> None:
+        """Put the terminal back and let go of everything: a client waits for the last holder."""
+        if self.modes is not None:
+            self.modes.restore()
+        for fd, blocking in self._blocking.items():
+            with contextlib.suppress(OSError):
+                os.set_blocking(fd, blocking)
+            os.close(fd)
+        self._blocking.clear()

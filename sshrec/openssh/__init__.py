@@ -1,0 +1,1 @@
+"""Every OpenSSH program we run, and the files it reads."""

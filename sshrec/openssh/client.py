@@ -1,0 +1,213 @@
+"""The hop's ssh: its configuration, command line and environment, and what its log says.
+
+Nothing a person wrote reaches these unchecked: login and host come through the request grammar, paths are
+ours, and the command stands alone behind `--`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sshrec.config import Config
+from sshrec.errors import Denied, SshrecError, Unreachable
+from sshrec.session import printable
+
+SSH = "/usr/bin/ssh"
+LIBEXEC = Path(__file__).parent.parent / "libexec"
+
+_TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
+_LANG = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+_LOG_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The files of one session that ssh is pointed at, in the session's private run directory."""
+
+    directory: Path
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "ssh_config"
+
+    @property
+    def identity(self) -> Path:
+        return self.directory / "id.pub"
+
+    @property
+    def agent(self) -> Path:
+        return self.directory / "agent"
+
+    @property
+    def dial(self) -> Path:
+        return self.directory / "dial"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+
+def checked_term(term: bytes) -> str:
+    """A TERM that is safe to pass on; `dumb` where the person's is not a terminal's name."""
+    text = term.decode("ascii", "replace")
+    return text if _TERM.fullmatch(text) else "dumb"
+
+
+def configuration(
+    config: Config, run: Run, *, login: str, name: str, port: int, terminal: bool, lang: bytes
+) -> str:
+    """The ssh_config of one hop; with it, ssh reads no other.
+
+    `name` is the node's: what its certificate or known_hosts line says. See ssh_config(5) for each keyword.
+    """
+    dial = f"{shlex.quote(str(LIBEXEC / 'sshrec-dial'))} {run.dial}".replace("%", "%%")
+    hop = config.hop
+    lines = [
+        "Host *",
+        f"User {login}",
+        f"Port {port}",
+        f"HostKeyAlias {name}",
+        "CheckHostIP no",
+        # The worker has dialled the address that was authorised; ssh only speaks.
+        f"ProxyCommand {dial}",
+        "ProxyUseFdpass yes",
+        "ProxyJump none",
+        # The very key or certificate that opened the first hop, and no other.
+        f"IdentityFile {run.identity}",
+        "IdentitiesOnly yes",
+        f"IdentityAgent {run.agent}",
+        "PreferredAuthentications publickey",
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "GSSAPIAuthentication no",
+        "HostbasedAuthentication no",
+        "NumberOfPasswordPrompts 0",
+        "BatchMode yes",
+        "PKCS11Provider none",
+        "AddKeysToAgent no",
+        "EnableSSHKeysign no",
+        "ForwardAgent no",
+        # One session and nothing beside it.
+        f"RequestTTY {'force' if terminal else 'no'}",
+        "SessionType default",
+        "StdinNull no",
+        "ForkAfterAuthentication no",
+        "EscapeChar none",
+        "EnableEscapeCommandline no",
+        "PermitLocalCommand no",
+        "ClearAllForwardings yes",
+        "ForwardX11 no",
+        "Tunnel no",
+        "GatewayPorts no",
+        "ControlMaster no",
+        "ControlPath none",
+        "CanonicalizeHostname no",
+        "KnownHostsCommand none",
+        "UpdateHostKeys no",
+        "VerifyHostKeyDNS no",
+        "NoHostAuthenticationForLocalhost no",
+        "RequiredRSASize 2048",
+        f"ConnectTimeout {hop.connect_timeout}",
+        f"ServerAliveInterval {hop.alive_interval}",
+        "ServerAliveCountMax 3",
+        "TCPKeepAlive yes",
+        # Goes to -E, never to the person: the worker reads it.
+        "LogLevel DEBUG1",
+        "IgnoreUnknown ObscureKeystrokeTiming,WarnWeakCrypto",
+        f"ObscureKeystrokeTiming {'yes' if hop.obscure_keystroke_timing else 'no'}",
+        "WarnWeakCrypto no",
+    ]
+    if config.proxy_checks_host_keys:
+        files = " ".join(map(str, config.known_hosts)) or "none"
+        lines += ["StrictHostKeyChecking yes", "UserKnownHostsFile none", f"GlobalKnownHostsFile {files}"]
+    else:
+        lines += ["StrictHostKeyChecking no", "UserKnownHostsFile /dev/null", "GlobalKnownHostsFile /dev/null"]
+    if hop.kex_algorithms:
+        lines.append(f"KexAlgorithms {hop.kex_algorithms}")
+    if hop.ciphers:
+        lines.append(f"Ciphers {hop.ciphers}")
+    if _LANG.fullmatch(text := lang.decode("ascii", "replace")):
+        lines.append(f"SetEnv LANG={text}")
+    return "\n".join(lines) + "\n"
+
+
+def arguments(run: Run, host: str, command: bytes | None) -> list[bytes]:
+    """The hop's argv. All options stand before `--`, the command is one argument behind the host."""
+    words = [SSH, "-F", str(run.config), "-E", str(run.log), "--", host]
+    return [word.encode() for word in words] + ([command] if command is not None else [])
+
+
+def environment(term: str) -> dict[str, str]:
+    """The hop's environment, made from nothing."""
+    return {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "SHELL": "/bin/sh", "LANG": "C.UTF-8", "TERM": term}
+
+
+@dataclass(slots=True)
+class Log:
+    """What ssh wrote to -E at level DEBUG1, line by line.
+
+    `messages`: what ssh would have told the person; `established`: the session on the target was asked for;
+    `authenticated`: the target accepted the credential; `host_key`: type and fingerprint as the target
+    showed it; `signalled`: the target said that the command died by a signal (its name ssh does not tell).
+    """
+
+    messages: list[str] = field(default_factory=list)
+    established: bool = False
+    authenticated: bool = False
+    host_key: str | None = None
+    signalled: bool = False
+    offered: bool = False
+    _rest: bytes = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take what was read; a line may come in pieces."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest[-4096:]
+        for line in lines:
+            self._line(line.rstrip(b"\r").decode("utf-8", "backslashreplace"))
+
+    def _line(self, line: str) -> None:
+        level, colon, text = line.partition(": ")
+        if not (colon and level.startswith("debug")):
+            if line and len(self.messages) < _LOG_LINES:
+                self.messages.append(printable(line))
+        elif text.startswith("Server host key: ") and self.host_key is None:
+            # Only the first: a target's later words may contain anything, a line feed too.
+            self.host_key = printable(" ".join(text.split()[3:5]))
+        elif text.startswith("Authenticated to "):
+            self.authenticated = True
+        elif text.startswith("Offering public key: "):
+            self.offered = True
+        elif text == "Entering interactive session.":
+            self.established = True
+        elif "rtype exit-signal" in text:
+            self.signalled = True
+
+    def failure(self, name: str, login: str, known_hosts: Sequence[Path]) -> SshrecError | None:
+        """Why ssh ended with 255, in words for the person; None where the target's command just did."""
+        said = " ".join(self.messages)
+        if self.signalled:
+            return SshrecError(f"the command on {name} was ended by a signal")
+        if "Host key verification failed" in said:
+            where = (
+                f"check it, then have an administrator set it right in {known_hosts[0] if known_hosts else '?'}"
+            )
+            if "IDENTIFICATION HAS CHANGED" in said:
+                return Denied(f"the host key of {name} has changed: {self.host_key}", hint=where)
+            if "not a listed principal" in said or "ertificate invalid" in said:
+                return Denied(f"the host certificate of {name} is not valid for it", hint=self.messages[0])
+            return Denied(f"the host key of {name} is not known: {self.host_key}", hint=where)
+        if "Permission denied" in said:
+            hint = f"{name} must accept your key or certificate for the account {login}"
+            if "agent" in said or "signing failed" in said or not self.offered:
+                hint = "your agent must hold the key that opened this login (ssh-add -L), and sign with it"
+            return Denied(f"{name} does not let you in as {login}", hint=hint)
+        if self.messages:
+            words = self.messages[-1].replace("UNKNOWN port 65535", name)
+            what = "the connection to" if self.established else "no session on"
+            return Unreachable(f"{what} {name}{' was lost' if self.established else ''}: {words}")
+        return None if self.established else Unreachable(f"no session on {name}: ssh gave up without a word")

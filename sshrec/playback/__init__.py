@@ -1,0 +1,1 @@
+"""Showing recordings to people."""

@@ -87,6 +87,19 @@ def free_uids(count: int, taken: Collection[int]) -> Sequence[int]:
     raise LabError("no free uids between 60000 and 65000")
 
 
+def system_uid(taken: Collection[int]) -> tuple[int, int] | None:
+    """Uid and gid of a system account of this machine that nobody uses; None if there is none.
+
+    For sshrecd: the ssh that it starts gets an environment without our wrapper, and ssh refuses to run
+    for a uid that has no name.
+    """
+    for line in _lines("/etc/passwd", 7):
+        name, _, uid, gid, _, _, shell = line.split(":")
+        if 0 < int(uid) < 1000 and int(uid) not in taken and shell.endswith("nologin") and name != "sshd":
+            return int(uid), int(gid)
+    return None
+
+
 def by_name(accounts: Sequence[Account]) -> Mapping[str, Account]:
     """Accounts under their names."""
     return {account.name: account for account in accounts}

@@ -153,11 +153,14 @@ class Lab:
         logins = [*_LOGINS, *self.people]
         uids: Sequence[int] = [os.geteuid()] * (len(names) + len(logins))
         gids: Sequence[int] = [os.getegid()] * len(uids)
+        self._uids: frozenset[int] = frozenset()
         if self.several_uids:
-            gids = uids = accounts.free_uids(len(uids), {process.uid for process in processes.every()})
+            taken = {process.uid for process in processes.every()}
+            uids = gids = accounts.free_uids(len(uids), taken)
             self._uids = frozenset(uids)
-        else:
-            self._uids = frozenset()
+            if system := accounts.system_uid(taken):
+                uids, gids = list(uids), list(gids)
+                uids[names.index("sshrec")], gids[names.index("sshrec")] = system
         numbers = iter(zip(uids, gids, strict=True))
         home = self.directory / "home"
         self._accounts = [Account(name, *next(numbers), home / name) for name in names]
@@ -449,7 +452,7 @@ class Lab:
         sshrec = self.account("sshrec")
         own: dict[str, Any] = {"user": sshrec.uid, "group": sshrec.gid, "extra_groups": []}
         done = subprocess.run(
-            [self.installation.programs / "sshrec", *args],
+            [self.installation.programs / "sshrec", "--config", self.config, *args],
             env=self.sshrec_env(),
             cwd="/",
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,133 @@
+"""What bin/try shows: recorded sessions through a bastion on this machine, and their replay."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pexpect
+
+from tests.lab.lab import PROMPT, Lab
+from tests.lab.parts import LabError
+
+# -t: the target's name is a command to the client, and for commands ssh asks for no terminal by itself.
+_SHELL = ("-t", "-A", "bastion", "root@web1")
+_COMMAND = ("-A", "bastion", "root@web1", "uname -sr")
+_TYPED = ("hostname", r"for n in 1 2 3; do printf '\e[3%dmline %d\e[m\n' $n $n; done", "ls /nowhere")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-ln-~]|[()][0-9A-Za-z]|[=>78])|[\r\x07]")
+
+
+class Screen:
+    """Where it is shown; in colour only if that is a terminal and nobody said no (https://no-color.org)."""
+
+    def __init__(self) -> None:
+        self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+    def _in(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[m" if self._colour else text
+
+    def fact(self, name: str, text: str) -> None:
+        """What the lab consists of."""
+        print(f"  {self._in('1', name.ljust(7))}  {text}", flush=True)
+
+    def command(self, line: str) -> None:
+        """What a person types."""
+        print(f"\n{self._in('36', '$')} {self._in('1', line)}", flush=True)
+
+    def output(self, text: bytes) -> None:
+        """What a program printed, set off."""
+        for line in _CONTROL.sub("", text.decode(errors="replace")).splitlines():
+            print(self._in("2", "│"), line if self._colour else _COLOUR.sub("", line), flush=True)
+
+    def say(self, text: str = "") -> None:
+        print(text, flush=True)
+
+
+def describe(lab: Lab, screen: Screen) -> None:
+    """What was set up, a line each."""
+    ports = {name: server.port for name, server in lab.sshds.items()}
+    screen.say(f"A bastion on loopback, in {lab.directory}; all of it goes away at the end.\n")
+    screen.fact("bastion", f"sshd on port {ports['bastion']}, ForceCommand sshrec-gateway; sshrecd records")
+    for name in ("web1", "web2"):
+        screen.fact(name, f"stock sshd on port {ports[name]}, TrustedUserCAKeys is all it was told")
+    screen.fact("joe", "an ssh-agent with a certificate for root and deploy, for one hour; stock ssh")
+
+
+def shell(lab: Lab) -> Iterator[bytes]:
+    """A person at work on web1; yields what the terminal shows, some lines at a time."""
+    terminal = lab.spawn(*_SHELL)
+    seen = io.BytesIO()
+    terminal.logfile_read = seen
+    shown = 0
+    try:
+        for line in (*_TYPED, "exit"):
+            terminal.expect(PROMPT)
+            whole = seen.getvalue().rfind(b"\n") + 1
+            yield seen.getvalue()[shown:whole]
+            shown = whole
+            terminal.sendline(line)
+        terminal.expect(pexpect.EOF)
+        yield seen.getvalue()[shown:]
+    except (pexpect.EOF, pexpect.TIMEOUT) as error:
+        said = seen.getvalue()[shown:].decode(errors="replace").strip()
+        raise LabError(
+            f"ssh {' '.join(_SHELL)} should have come to a prompt, and said: {said}\n{lab.logs()}"
+        ) from error
+
+
+def show(lab: Lab, screen: Screen) -> None:
+    """A session at a terminal, a command, the list, the replay."""
+    screen.command("ssh " + " ".join(_SHELL))
+    for text in shell(lab):
+        screen.output(text)
+    screen.command("ssh " + " ".join(_COMMAND))
+    screen.output(lab.ssh(*_COMMAND, check=True).stdout)
+    screen.command("sshrec ls")
+    screen.output(lab.sshrec("ls").stdout)
+    session = lab.recordings()[0].name.partition(".")[0]
+    screen.command(f"sshrec play {session}")
+    screen.output(lab.sshrec("play", session).stdout)
+    screen.say("\nA recorded shell of your own, and its replay: bin/try --shell")
+
+
+def let_try(lab: Lab, screen: Screen) -> None:
+    """A shell for the person at this terminal, and what became of it."""
+    laptop = lab.laptop("joe")
+    env = {**laptop.env, **{name: os.environ[name] for name in ("TERM", "LANG") if name in os.environ}}
+    screen.command("ssh " + " ".join(_SHELL))
+    subprocess.run(lab.ssh_argv(*_SHELL), env=env)
+    screen.command("sshrec ls")
+    screen.output(lab.sshrec("ls").stdout)
+    for recording in lab.recordings()[-1:]:
+        session = recording.name.partition(".")[0]
+        screen.command(f"sshrec play {session}")
+        programs, config = lab.installation.programs, str(lab.config)
+        subprocess.run([programs / "sshrec", "--config", config, "play", session], env={**lab.sshrec_env(), **env})
+
+
+def main() -> int:
+    """Exit code 0 when all of it worked."""
+    by_hand = sys.argv[1:] == ["--shell"]
+    if by_hand and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print("bin/try --shell needs a terminal", file=sys.stderr)
+        return os.EX_USAGE
+    try:
+        with Lab(several_uids=False) as lab:
+            screen = Screen()
+            describe(lab, screen)
+            (let_try if by_hand else show)(lab, screen)
+    except LabError as error:
+        print(f"bin/try: {error}", file=sys.stderr)
+        return os.EX_SOFTWARE
+    except KeyboardInterrupt:
+        return 130
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

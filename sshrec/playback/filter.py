@@ -88,6 +88,10 @@ class Filter:
         parts.append("\x0f\x1b(B\x1b)B\x1b[4l\x1b[?7h\x1b[0m\x1b[?25h")
         return "".join(parts)
 
+    def redo(self) -> str:
+        """After `undo`: the modes that the recording had set, again."""
+        return "".join(f"\x1b[?{mode}{'h' if on else 'l'}" for mode, on in self._modes.items())
+
     def _control(self, text: str, at: int, shown: list[str]) -> int:
         """Deal with the control character or sequence at `at`; returns where it ends."""
         if _UNFINISHED.match(text, at):

@@ -1,0 +1,134 @@
+"""`sshrec`: finds the command, runs it, and prints what went wrong. Knows the commands' names, not their work."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from sshrec import __version__, config
+from sshrec.errors import SshrecError, describe
+
+# Where each command is, imported when it is called: name → module:attribute, and what --help says of it.
+_COMMANDS = {
+    "ls": ("sshrec.cli.ls:command", "List recordings."),
+    "play": ("sshrec.cli.play:command", "Play a recording in the terminal."),
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class Settings:
+    """What the options of all commands say: the configuration, read when it is first asked for."""
+
+    def __init__(self) -> None:
+        self.file: Path | None = None
+
+    @functools.cached_property
+    def config(self) -> config.Config:
+        """The configuration; ConfigError where it is wrong."""
+        return config.load(self.file)
+
+
+def _remember(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Settings).file = value
+
+
+def _config_option() -> click.Option:
+    return click.Option(
+        ["--config"],
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        expose_value=False,
+        callback=_remember,
+        help=f"Read this configuration.  [default: {config.DEFAULT_PATH}]",
+    )
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are called, so that the rest stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        if not any(parameter.name == "config" for parameter in command.params):
+            command.params.append(_config_option())
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[_config_option()],
+    invoke_without_command=True,
+)
+@click.version_option(__version__, prog_name="sshrec", message="%(prog)s %(version)s")
+@click.pass_context
+def sshrec(ctx: click.Context) -> None:
+    """Recordings of SSH sessions: find them, watch them."""
+    ctx.ensure_object(Settings)
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def colour(stream: TextIO) -> bool:
+    """Whether to colour what goes there (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def run(command: click.Command, name: str, arguments: list[str] | None = None) -> int:
+    """Run a command line and return the status to exit with; whatever goes wrong is printed here."""
+    try:
+        status: Any = command.main(arguments, prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except SshrecError as error:
+        return _complain(name, str(error), error.hint, error.exit_code)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else name
+        message = error.format_message().rstrip(".")
+        return _complain(name, message[:1].lower() + message[1:], f"see: {path} --help", os.EX_USAGE)
+    except click.ClickException as error:
+        return _complain(name, error.format_message(), None, os.EX_SOFTWARE)
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has gone; leave nothing for the interpreter to flush at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(name, f"{where}{describe(error)}", None, os.EX_OSERR)
+    except Exception as error:
+        hint = "this is a mistake in sshrec; please report it with what you did"
+        return _complain(name, f"{type(error).__name__}: {error}", hint, os.EX_SOFTWARE)
+
+
+def _complain(name: str, message: str, hint: str | None, status: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        red, plain = ("\x1b[31m", "\x1b[0m") if colour(sys.stderr) else ("", "")
+        print(f"{name}: {red}error:{plain} {message}", file=sys.stderr)
+        if hint:
+            print(f"hint: {hint}", file=sys.stderr)
+    return status
+
+
+def main() -> None:
+    """The program `sshrec`."""
+    sys.exit(run(sshrec, "sshrec"))

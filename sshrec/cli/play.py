@@ -1,0 +1,108 @@
+"""`sshrec play`: a recording, by path, from a pipe or from the store, on the terminal or into a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from sshrec.cli.main import Settings
+from sshrec.errors import UsageError
+from sshrec.playback import player
+from sshrec.playback.filter import Filter
+from sshrec.playback.timeline import limit_idle
+from sshrec.recording import reader
+from sshrec.recording.reader import Recording
+from sshrec.storage.local import Store
+
+IDLE = 2.0  # seconds; what nobody wants to sit through
+
+
+@click.command("play")
+@click.argument("recording")
+@click.option(
+    "-s",
+    "--speed",
+    type=click.FloatRange(player.SPEED_MIN, player.SPEED_MAX),
+    metavar="N",
+    help="Play N times as fast.  [default: 1]",
+)
+@click.option(
+    "-i",
+    "--idle-time-limit",
+    type=click.FloatRange(0),
+    default=IDLE,
+    show_default=True,
+    metavar="SECS",
+    help="Cut pauses to this long; 0 keeps them.",
+)
+@click.option("-r", "--resize", is_flag=True, help="Ask the terminal to take the recording's size.")
+@click.pass_obj
+def command(settings: Settings, recording: str, speed: float | None, idle_time_limit: float, resize: bool) -> None:
+    """Play a recording in the terminal.
+
+    RECORDING is a file (asciicast v1, v2 or v3, plain or zstd), - for standard input, or the id of a session
+    or its beginning. What a terminal would obey beyond showing text is left out. Into a pipe or file,
+    everything is written at once; with --speed, in its time.
+
+    \b
+    space, p       pause and go on         +  }  >         twice as fast
+    .              next output, paused     -  {  <         half as fast
+    Enter          skip the wait           =  Backspace    as it was
+    q, Ctrl-C      quit
+    """
+    with _open(settings, recording) as source:
+        if sys.stdout.isatty():
+            whole = _watch(source, speed or 1.0, idle_time_limit, resize=resize)
+        else:
+            shown = player.texts(limit_idle(source, idle_time_limit), Filter(), dim=False, resize=False)
+            player.copy(shown, sys.stdout.fileno(), speed=speed)
+            whole = True
+    if whole and not source.complete:
+        click.echo("sshrec: the recording ends here, and is not finished: it is live, or was cut off", err=True)
+
+
+def _open(settings: Settings, name: str) -> Recording:
+    if name == "-":
+        if sys.stdin.isatty():
+            raise UsageError("standard input is this terminal, not a recording")
+        return reader.open_stream(open(0, "rb", buffering=0, closefd=False), "standard input")
+    path = Path(name)
+    if not path.exists() and "/" not in name:
+        path = Store(settings.config.recordings_dir).find(name)
+    return reader.open_path(path)
+
+
+def _watch(source: Recording, speed: float, idle: float, *, resize: bool) -> bool:
+    out = sys.stdout.fileno()
+    size = source.header.size
+    terminal_size = os.get_terminal_size(out)
+    if resize:
+        os.write(out, b"\x1b[8;%d;%dt" % (size.rows, size.columns))
+    elif 0 < terminal_size.columns < size.columns or 0 < terminal_size.lines < size.rows:
+        click.echo(
+            f"sshrec: recorded on {size.columns}x{size.rows}, which this terminal of {terminal_size.columns}x"
+            f"{terminal_size.lines} is too small to show as it was",
+            err=True,
+        )
+    filtered = Filter()
+    keys, opened = _keys()
+    try:
+        with player.Terminal(out, keys, filtered, cooked=source.header.facts.get("terminal") is False) as terminal:
+            shown = player.texts(limit_idle(source, idle), filtered, dim=True, resize=resize)
+            return player.play(shown, terminal, speed=speed)
+    finally:
+        if opened and keys is not None:
+            os.close(keys)
+
+
+def _keys() -> tuple[int | None, bool]:
+    """Where the person's keys come from, and whether we opened that: standard input may be the recording."""
+    if sys.stdin.isatty():
+        return sys.stdin.fileno(), False
+    try:
+        return os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC), True
+    except OSError:
+        return None, False

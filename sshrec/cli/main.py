@@ -8,12 +8,15 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from sshrec import __version__, config
+from sshrec import __version__
 from sshrec.errors import SshrecError, describe
+
+if TYPE_CHECKING:
+    from sshrec.config import Config
 
 # Where each command is, imported when it is called: name → module:attribute, and what --help says of it.
 _COMMANDS = {
@@ -31,9 +34,11 @@ class Settings:
         self.file: Path | None = None
 
     @functools.cached_property
-    def config(self) -> config.Config:
+    def config(self) -> Config:
         """The configuration; ConfigError where it is wrong."""
-        return config.load(self.file)
+        from sshrec.config import load  # half of what --help would take
+
+        return load(self.file)
 
 
 def _remember(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
@@ -48,7 +53,7 @@ def _config_option() -> click.Option:
         metavar="FILE",
         expose_value=False,
         callback=_remember,
-        help=f"Read this configuration.  [default: {config.DEFAULT_PATH}]",
+        help="Read this configuration instead of /etc/sshrec/sshrec.yaml.",
     )
 
 

@@ -314,7 +314,8 @@ class Daemon:
             if self._store.recover(session, time.time_ns() // 1_000_000, "its worker died"):
                 log.warning("%s: sealed as aborted", session)
             shutil.rmtree(Path(self._config.run_dir, session), ignore_errors=True)
-            self._store.pack(session)
+            if self._store.path(session).exists():
+                self._store.pack(session)
         except Exception:
             log.exception("%s: cannot be looked after", session)
 

@@ -148,11 +148,8 @@ class Live:
                 self._file.finish()
             self._file.path.unlink(missing_ok=True)
             raise
-        synced = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._closing.callback(os.close, synced)
-        self._closing.callback(self._loop.unwatch, synced)
-        self._file.notify = synced
-        self._loop.watch(synced, lambda _: self._synced(synced))
+        self._loop.watch(self._file.notify, self._synced)
+        self._closing.callback(self._loop.unwatch, self._file.notify)
         log.info("%s: %s to %s", self._session, self._user.name, facts["target"])
         shown = {key: facts[key] for key in ("target", "kind", "terminal", "start")}
         self._changed(state="connecting", **shown)
@@ -366,8 +363,8 @@ class Live:
         if pump is not None and not (pump.lost or pump.ended):
             pump.show(data)
 
-    def _synced(self, eventfd: int) -> None:
-        os.eventfd_read(eventfd)
+    def _synced(self, _events: int) -> None:
+        os.eventfd_read(self._file.notify)
         if self._file.failure is not None:
             raise RecordingError(f"cannot sync {self._file.path.name}: {describe(self._file.failure)}")
         for pump in self._pumps.values():

@@ -22,6 +22,7 @@ LIBEXEC = Path(__file__).parent.parent / "libexec"
 _TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
 _LANG = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _LOG_LINES = 20
+_CHATTER = ("Transferred: ", "Bytes per second: ")  # what ssh tells at this level that is no complaint
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +151,10 @@ def environment(term: str) -> dict[str, str]:
 class Log:
     """What ssh wrote to -E at level DEBUG1, line by line.
 
-    `messages`: what ssh would have told the person; `established`: the session on the target was asked for;
-    `authenticated`: the target accepted the credential; `host_key`: type and fingerprint as the target
-    showed it; `signalled`: the target said that the command died by a signal (its name ssh does not tell).
+    `messages`: what ssh would have told the person; `host_key`: type and fingerprint as the target showed
+    it; `agent_has_key`: the person's agent holds the credential; `authenticated`: the target accepted it;
+    `established`: the session on the target was asked for; `signalled`: the target said that the command
+    died by a signal (its name ssh does not tell).
     """
 
     messages: list[str] = field(default_factory=list)
@@ -160,7 +162,7 @@ class Log:
     authenticated: bool = False
     host_key: str | None = None
     signalled: bool = False
-    offered: bool = False
+    agent_has_key: bool = False
     _rest: bytes = b""
 
     def feed(self, data: bytes) -> None:
@@ -172,16 +174,17 @@ class Log:
 
     def _line(self, line: str) -> None:
         level, colon, text = line.partition(": ")
+        words = text.split()
         if not (colon and level.startswith("debug")):
-            if line and len(self.messages) < _LOG_LINES:
+            if line.startswith("Authenticated to "):
+                self.authenticated = True
+            elif line and not line.startswith(_CHATTER) and len(self.messages) < _LOG_LINES:
                 self.messages.append(printable(line))
-        elif text.startswith("Server host key: ") and self.host_key is None:
+        elif words[:2] == ["Server", "host"] and words[2:3] in (["key:"], ["certificate:"]):
             # Only the first: a target's later words may contain anything, a line feed too.
-            self.host_key = printable(" ".join(text.split()[3:5]))
-        elif text.startswith("Authenticated to "):
-            self.authenticated = True
-        elif text.startswith("Offering public key: "):
-            self.offered = True
+            self.host_key = self.host_key or printable(" ".join(words[3:5]).rstrip(","))
+        elif text.startswith("Will attempt key: ") and words[-1] == "agent":
+            self.agent_has_key = True
         elif text == "Entering interactive session.":
             self.established = True
         elif "rtype exit-signal" in text:
@@ -203,8 +206,10 @@ class Log:
             return Denied(f"the host key of {name} is not known: {self.host_key}", hint=where)
         if "Permission denied" in said:
             hint = f"{name} must accept your key or certificate for the account {login}"
-            if "agent" in said or "signing failed" in said or not self.offered:
-                hint = "your agent must hold the key that opened this login (ssh-add -L), and sign with it"
+            if not self.agent_has_key:
+                hint = "your agent does not hold the key that opened this login; ssh-add -L lists what it holds"
+            elif "agent refused" in said or "signing failed" in said:
+                hint = "your agent holds the key and refused to sign with it for this host"
             return Denied(f"{name} does not let you in as {login}", hint=hint)
         if self.messages:
             words = self.messages[-1].replace("UNKNOWN port 65535", name)

@@ -169,7 +169,7 @@ class RecordingFile:
     def __init__(self, fd: int, path: Path, *, durable: bool) -> None:
         self.path = path
         self.written = 0  # bytes the kernel has
-        self.notify: int | None = None  # an eventfd, written after each sync
+        self.notify = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # written after each sync
         self.failure: OSError | None = None  # of a sync; the next write raises it
         self._fd = fd
         self._on_disk = 0
@@ -228,6 +228,7 @@ class RecordingFile:
         self._dirty.set()
         self._thread.join()
         os.close(self._fd)
+        os.close(self.notify)
         if self.failure:
             raise RecordingError(f"cannot sync {self.path.name}: {describe(self.failure)}") from self.failure
 
@@ -245,8 +246,7 @@ class RecordingFile:
                 self.failure = error
             else:
                 self._on_disk = target
-            if self.notify is not None:
-                os.eventfd_write(self.notify, 1)
+            os.eventfd_write(self.notify, 1)
             if closing or self.failure:
                 return
 

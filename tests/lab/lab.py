@@ -400,7 +400,9 @@ class Lab:
     def sshrec_env(self) -> dict[str, str]:
         """What sshrecd, and sshrec as its uid, are started with."""
         wrapper = accounts.wrapped(self._make("accounts"), self._accounts)
-        return {"PATH": parts.PATH, "LANG": "C.UTF-8", "HOME": str(self.account("sshrec").home), **wrapper}
+        given = {name: os.environ[name] for name in ("PYTHONPYCACHEPREFIX",) if name in os.environ}
+        home = str(self.account("sshrec").home)
+        return {"PATH": parts.PATH, "LANG": "C.UTF-8", "HOME": home, **given, **wrapper}
 
     def write_config(self, settings: Mapping[str, Any] | None = None) -> None:
         """Write sshrec.yaml: the lab's own settings, those of Lab(settings=…), these."""

@@ -1,35 +1,26 @@
 """contrib/sshd_config.snippet beside Debian's stock sshd_config, judged by the real sshd.
 
-The accounts exist for sshd alone (libnss_wrapper). As root on a machine where sshd has never been started,
-its privilege separation directory is missing and is not made here: sshd then runs as nobody.
+Values only; what they are good for, the lab's bastion shows, which is made of the same snippet.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.lab.accounts import Account, check_wrapper, wrapped
+from tests.lab.parts import PATH, program, run
+from tests.lab.sshd import PrivsepDirectory
+
 SNIPPET = Path(__file__).parents[2] / "contrib/sshd_config.snippet"
 STOCK = Path("/usr/share/openssh/sshd_config")
-SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
-NSS_WRAPPER = next(
-    (str(path) for root in ("/usr/lib", "/usr/lib64") for path in sorted(Path(root).rglob("libnss_wrapper.so*"))),
-    None,
-)
-NOBODY = 65534
 
-pytestmark = [
-    pytest.mark.skipif(SSHD is None, reason="no sshd: apt-get install openssh-server"),
-    pytest.mark.skipif(NSS_WRAPPER is None, reason="no libnss_wrapper: apt-get install libnss-wrapper"),
-    pytest.mark.skipif(not STOCK.exists(), reason=f"no {STOCK}: Debian's pristine copy comes with its package"),
-]
+pytestmark = pytest.mark.skipif(not STOCK.exists(), reason=f"no {STOCK}, Debian's pristine copy")
 
 RECORDED = {
     "forcecommand": "/usr/lib/sshrec/sshrec-gateway",
@@ -80,7 +71,7 @@ MATCH_KEYWORDS_9_2 = """
 """
 
 # alice is recorded; adam is an administrator; carol is neither.
-ACCOUNTS = {"alice": "sshrec-users", "adam": "sudo", "carol": "carol"}
+GROUPS = {"alice": "sshrec-users", "adam": "sudo", "carol": "users"}
 
 
 class Bastion:
@@ -94,36 +85,20 @@ class Bastion:
         included = stock.replace("/etc/ssh/sshd_config.d/", f"{self.drop_ins}/")
         assert included != stock, "Debian's sshd_config has no Include any more"
         self._config.write_text(included)
+        check_wrapper()
+        people = [Account(name, uid, uid, Path("/nonexistent")) for uid, name in enumerate(GROUPS, 7001)]
+        if os.geteuid() != 0:
+            people.append(Account("caller", os.geteuid(), os.getegid(), directory))  # ssh-keygen asks for it
+        self._env = {"PATH": PATH, **wrapped(directory, people)}
+        group = re.sub(f"(?m)^({'|'.join(GROUPS.values())}):.*\n", "", (directory / "group").read_text())
+        members = (f"{group}:x:{gid}:{name}\n" for gid, (name, group) in enumerate(GROUPS.items(), 7101))
+        (directory / "group").write_text("".join(members) + group)
         self._key = directory / "host_key"
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._key], check=True, timeout=30)
-        passwd = Path("/etc/passwd").read_text()
-        group = re.sub(r"(?m)^(sudo|sshrec-users):.*\n", "", Path("/etc/group").read_text())
-        for number, (name, its_group) in enumerate(ACCOUNTS.items(), 7001):
-            passwd += f"{name}:x:{number}:{number}::/nonexistent:/bin/sh\n"
-            group += f"{its_group}:x:{number}:\n"
-        (directory / "passwd").write_text(passwd)
-        (directory / "group").write_text(group)
-        self._environment = {
-            "PATH": "/usr/bin:/bin",
-            "LD_PRELOAD": str(NSS_WRAPPER),
-            "NSS_WRAPPER_PASSWD": str(directory / "passwd"),
-            "NSS_WRAPPER_GROUP": str(directory / "group"),
-        }
-        self._uid = os.geteuid()
-        if self._uid == 0 and not Path("/run/sshd").is_dir():
-            self._uid = NOBODY
-            os.chown(self._key, NOBODY, NOBODY)
-            directory.chmod(0o755)
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._key], self._env)
 
     def sshd(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(SSHD), *arguments, "-f", str(self._config), "-h", str(self._key)],
-            env=self._environment,
-            user=self._uid,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
+        argv = [program("sshd"), *arguments, "-f", str(self._config), "-h", str(self._key)]
+        return subprocess.run(argv, env=self._env, capture_output=True, text=True, timeout=30)
 
     def check(self) -> None:
         """`sshd -t`, without a complaint or a warning."""
@@ -141,9 +116,14 @@ class Bastion:
 
 
 @pytest.fixture
-def bastion() -> Iterator[Bastion]:
-    with tempfile.TemporaryDirectory(prefix="sshrec-") as directory:
-        yield Bastion(Path(directory))
+def bastion(tmp_path: Path) -> Iterator[Bastion]:
+    privsep = PrivsepDirectory()
+    if os.geteuid() == 0:
+        privsep.open()
+    try:
+        yield Bastion(tmp_path)
+    finally:
+        privsep.close()
 
 
 def install(bastion: Bastion, text: str, name: str = "00-sshrec.conf") -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.lab.parts import LabError, program, sshd_version, start, stop, tail, wait
 
+_SNIPPET = Path(__file__).parents[2] / "contrib" / "sshd_config.snippet"
 _PRIVSEP = Path("/run/sshd")
 _MARK = _PRIVSEP / ".sshrec-lab"
 
@@ -45,33 +46,25 @@ def common(directory: Path, port: int) -> list[str]:
     return lines
 
 
-def bastion(user_ca: Path, force_command: str | None, command_user: str, authorized_keys: bool) -> list[str]:
-    """What makes it a bastion. `command_user`: who runs AuthorizedPrincipalsCommand."""
-    return [
-        "Subsystem sftp /usr/lib/openssh/sftp-server",
-        *([f"ForceCommand {force_command}"] if force_command else []),
-        f"TrustedUserCAKeys {user_ca}",
-        "AuthorizedPrincipalsCommand /usr/bin/echo sshrec:%u",
-        f"AuthorizedPrincipalsCommandUser {command_user}",
-        f"AuthorizedKeysFile {'.ssh/authorized_keys' if authorized_keys else 'none'}",
-        "AuthenticationMethods publickey",
-        "PermitRootLogin yes",
-        "ExposeAuthInfo yes",
-        "AllowAgentForwarding yes",
-        "AllowTcpForwarding no",
-        "AllowStreamLocalForwarding no",
-        "PermitOpen none",
-        "PermitListen none",
-        "GatewayPorts no",
-        "X11Forwarding no",
-        "PermitTunnel no",
-        "PermitUserRC no",
-        "PermitTTY yes",
-        "MaxSessions 1",
-        "UnusedConnectionTimeout 30s",
-        "ClientAliveInterval 15",
-        "ClientAliveCountMax 4",
-    ]
+def bastion(user_ca: Path, force_command: str, command_user: str, authorized_keys: bool) -> list[str]:
+    """What makes it a bastion: the shipped snippet, for everybody, with the lab's paths.
+
+    `force_command`: "" is none; `command_user`: who runs AuthorizedPrincipalsCommand, which an sshd of an
+    ordinary user cannot switch.
+    """
+    ours = {
+        "ForceCommand": force_command,
+        "TrustedUserCAKeys": str(user_ca),
+        "AuthorizedPrincipalsCommandUser": command_user,
+        "AuthorizedKeysFile": ".ssh/authorized_keys" if authorized_keys else "none",
+    }
+    _, _, block = _SNIPPET.read_text().partition("\nMatch Group sshrec-users\n")
+    lines = ["Subsystem sftp /usr/lib/openssh/sftp-server", "PermitRootLogin yes"]
+    for line in block.splitlines():
+        keyword, _, value = line.strip().partition(" ")
+        if keyword and not keyword.startswith("#") and (value := ours.get(keyword, value)):
+            lines.append(f"{keyword} {value}")
+    return lines
 
 
 def target(user_ca: Path, environment: Mapping[str, str]) -> list[str]:

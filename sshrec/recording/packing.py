@@ -60,7 +60,8 @@ class Frame(NamedTuple):
 
 def pack(source: BinaryIO, target: BinaryIO) -> None:
     """Write the packed form of a finished recording to `target`; DataError where it is not finished."""
-    if outcome(last_line(source)) is None:
+    source.seek(max(0, source.seek(0, os.SEEK_END) - 1))
+    if source.read(1) != b"\n" or outcome(last_line(source)) is None:
         raise DataError("the recording is not finished")
     source.seek(0)
     compressor = zstd.ZstdCompressor(

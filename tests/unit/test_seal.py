@@ -1,0 +1,153 @@
+"""The chain of seals, checked with nothing but hashlib and json; and recovery, after a kill at any byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sshrec.errors import DataError
+from sshrec.recording import reader
+from sshrec.recording.recovery import recover
+from sshrec.recording.seal import CHUNK_BYTES, Outcome, is_seal, read_seal
+from tests.recordings import SESSION, WALL_MS, Memory, Step, record
+
+STEPS: list[Step] = [
+    (0.1, b"root@web1:~# "),
+    (1.0, "é─\r\n".encode()),
+    (6.0, b"caf\xe9"),
+    (0.2, (120, 40)),
+    (0.2, b"x" * CHUNK_BYTES),
+    (7.0, b"\xf0\x9f"),
+    (0.1, b"bye\r\n"),
+]
+
+
+def check(text: bytes) -> list[dict[str, Any]]:
+    """The seals of a whole recording, after checking each as a stranger would."""
+    assert text.endswith(b"\n")
+    seals: list[dict[str, Any]] = []
+    chunk: list[bytes] = []
+    previous = hashlib.sha256(SESSION.encode()).hexdigest()
+    for line in text.splitlines(keepends=True):
+        event = json.loads(line)
+        if not (isinstance(event, list) and event[1] == "S"):
+            chunk.append(line)
+            continue
+        seal = json.loads(event[2])
+        assert event[2] == json.dumps(seal, sort_keys=True, separators=(",", ":")), "canonical"
+        assert seal["n"] == len(seals)
+        assert seal["count"] == len(chunk)
+        assert seal["bytes"] == sum(map(len, chunk))
+        assert seal["sha256"] == hashlib.sha256(b"".join(chunk)).hexdigest()
+        assert seal["prev"] == previous
+        assert isinstance(seal["wall"], int)
+        previous = hashlib.sha256(line).hexdigest()
+        chunk = []
+        seals.append(seal)
+    assert not chunk, "the last line is a seal"
+    assert [n for n, seal in enumerate(seals) if "end" in seal] == [len(seals) - 1], "one outcome, at the end"
+    return seals
+
+
+def kill_and_recover(path: Path, text: bytes) -> bytes:
+    """What recovery makes of a recording that was cut off."""
+    path.write_bytes(text)
+    with path.open("r+b") as file:
+        assert recover(file, SESSION, path.with_suffix(".torn"), WALL_MS + 60_000, "its worker died")
+    return path.read_bytes()
+
+
+def test_the_chain_of_a_session() -> None:
+    seals = check(record(STEPS).text)
+    assert len(seals) == 3
+    assert seals[-1]["end"] == {"reason": "exit", "status": 0}
+
+
+def test_the_outcome_tells_what_was_learned() -> None:
+    outcome = Outcome("exit", status=1, address="192.0.2.1:22", host_key="ssh-ed25519 SHA256:abc")
+    end = check(record(STEPS, outcome=outcome).text)[-1]["end"]
+    assert end == {
+        "reason": "exit",
+        "status": 1,
+        "address": "192.0.2.1:22",
+        "host_key": "ssh-ed25519 SHA256:abc",
+    }
+
+
+def test_any_flipped_bit_before_the_last_seal_breaks_the_chain() -> None:
+    """The last seal has no other after it: that is what the audit log is for."""
+    text = record([(0.1, b"hello\r\n"), (6.0, b"bye\r\n")]).text
+    check(text)
+    for at in range(text.rindex(b"\n", 0, -1)):
+        broken = bytearray(text)
+        broken[at] ^= 1
+        with pytest.raises((AssertionError, ValueError, KeyError, TypeError, IndexError)):
+            check(bytes(broken))
+
+
+def offsets(sink: Memory) -> list[int]:
+    """Every boundary between two writes, the bytes around it, and some anywhere."""
+    ends = [sum(map(len, sink.writes[: n + 1])) for n in range(len(sink.writes))]
+    some = random.Random(2).sample(range(ends[0], ends[-1]), 60)  # noqa: S311 - the same each time
+    around = [end + step for end in ends[:-1] for step in (-1, 0, 1) if end + step >= ends[0]]
+    return sorted({*around, *some})
+
+
+def test_recovery_after_a_kill_at_any_byte(tmp_path: Path) -> None:
+    sink = record(STEPS)
+    path, torn = tmp_path / "a.cast", tmp_path / "a.torn"
+    for cut in offsets(sink):
+        torn.unlink(missing_ok=True)
+        left = sink.text[:cut]
+        whole = left[: left.rindex(b"\n") + 1]
+        recovered = kill_and_recover(path, left)
+        assert recovered.startswith(whole), cut
+        assert (torn.read_bytes() if torn.exists() else b"") == left[len(whole) :], "what was torn is kept"
+        end = check(recovered)[-1]["end"]
+        assert end == {"reason": "aborted", "detail": "its worker died"}
+        times = [event.time for event in reader.open_path(path)]
+        assert times == sorted(times)
+        with path.open("r+b") as file:
+            assert not recover(file, SESSION, torn, WALL_MS + 120_000, "again"), "a second run has nothing to do"
+        assert path.read_bytes() == recovered
+
+
+def test_recovery_leaves_a_finished_recording_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.cast"
+    path.write_bytes(text := record(STEPS).text)
+    with path.open("r+b") as file:
+        assert not recover(file, SESSION, tmp_path / "a.torn", WALL_MS, "no reason")
+    assert path.read_bytes() == text
+    assert not (tmp_path / "a.torn").exists()
+
+
+def test_recovery_killed_in_the_middle_of_itself(tmp_path: Path) -> None:
+    sink = record(STEPS, outcome=None)
+    recovered = kill_and_recover(tmp_path / "a.cast", sink.text)
+    for cut in range(len(sink.text), len(recovered)):
+        again = kill_and_recover(tmp_path / "b.cast", recovered[:cut])
+        assert check(again)[-1]["end"]["reason"] == "aborted"
+        assert again.startswith(sink.text)
+
+
+def test_without_a_whole_header_there_is_nothing_to_seal(tmp_path: Path) -> None:
+    path, torn = tmp_path / "a.cast", tmp_path / "a.torn"
+    path.write_bytes(b'{"version":2,"wid')
+    with path.open("r+b") as file, pytest.raises(DataError):
+        recover(file, SESSION, torn, WALL_MS, "its worker died")
+    assert torn.read_bytes() == b'{"version":2,"wid'
+
+
+def test_only_a_seal_is_read_as_one() -> None:
+    line = record(STEPS).writes[-1]
+    assert is_seal(line)
+    assert read_seal(line)["end"]["status"] == 0
+    for other in (b'[1.0,"o","x"]\n', b'[1.0,"o","[1.0,\\"S\\",\\"{}\\"]"]\n', b"nonsense\n", b""):
+        assert not is_seal(other)
+        with pytest.raises(DataError):
+            read_seal(other)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from tests.lab import PROMPT, Lab, LabError
 from tests.lab.processes import every
+from tests.lab.sshd import PrivsepDirectory
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,6 @@ with Lab(several_uids={several_uids}, sshrecd=False) as lab:
     ids=["end", "exception", "SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_nothing_is_left_of_a_lab(several_uids: bool, then: str, number: signal.Signals | None, code: int) -> None:
-    existed = Path("/run/sshd").exists()
     script = _SCRIPT.format(several_uids=several_uids, then=then)
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -184,4 +183,23 @@ def test_nothing_is_left_of_a_lab(several_uids: bool, then: str, number: signal.
     assert process.returncode == code
     assert not Path(directory).exists()
     assert [process for process in every() if directory in process.words] == []
-    assert existed or os.environ.get("PYTEST_XDIST_WORKER") or not Path("/run/sshd").exists()
+
+
+def test_the_last_lab_removes_the_directory_that_a_lab_made(tmp_path: Path) -> None:
+    path = tmp_path / "sshd"
+    first, second = PrivsepDirectory(path), PrivsepDirectory(path)
+    first.open()
+    second.open()
+    first.close()
+    assert path.is_dir()
+    second.close()
+    assert not path.exists()
+
+
+def test_a_directory_that_was_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "sshd"
+    path.mkdir()
+    directory = PrivsepDirectory(path)
+    directory.open()
+    directory.close()
+    assert list(path.iterdir()) == []

@@ -44,10 +44,13 @@ def wrapped(directory: Path, accounts: Sequence[Account], hostname: str | None =
         group.append(f"tty:x:{_terminal_group()}:")
     (directory / "passwd").write_text("\n".join([*passwd, *_lines("/etc/passwd", 7)]) + "\n")
     (directory / "group").write_text("\n".join([*group, *_lines("/etc/group", 4)]) + "\n")
+    # "*" is no password; "!" would lock the account, and root's may be so on this machine.
+    (directory / "shadow").write_text("".join(f"{a.name}:*:19000:0:99999:7:::\n" for a in accounts))
     environment = {
         "LD_PRELOAD": "libnss_wrapper.so",
         "NSS_WRAPPER_PASSWD": str(directory / "passwd"),
         "NSS_WRAPPER_GROUP": str(directory / "group"),
+        "NSS_WRAPPER_SHADOW": str(directory / "shadow"),
     }
     return environment | ({"NSS_WRAPPER_HOSTNAME": hostname} if hostname else {})
 

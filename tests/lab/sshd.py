@@ -13,8 +13,6 @@ from pathlib import Path
 from tests.lab.parts import LabError, program, sshd_version, start, stop, tail, wait
 
 _SNIPPET = Path(__file__).parents[2] / "contrib" / "sshd_config.snippet"
-_PRIVSEP = Path("/run/sshd")
-_MARK = _PRIVSEP / ".sshrec-lab"
 
 # Where an sshd of root keeps who was logged in; utmp(5), lastlog(8).
 _LOGIN_RECORDS = ("/var/log/lastlog", "/var/log/wtmp", "/var/log/btmp", "/run/utmp")
@@ -146,22 +144,24 @@ def _free_port() -> int:
 class PrivsepDirectory:
     """/run/sshd, which an sshd of root cannot do without: made if absent, and the last lab removes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path = Path("/run/sshd")) -> None:
+        self._path = path
+        self._mark = path / ".sshrec-lab"
         self._descriptor: int | None = None
 
     def open(self) -> None:
         """Make the directory, or join the labs that use it."""
         while self._descriptor is None:
             with contextlib.suppress(FileExistsError):
-                _PRIVSEP.mkdir(mode=0o755)
-                _MARK.touch()
+                self._path.mkdir(mode=0o755)
+                self._mark.touch()
             try:
-                descriptor = os.open(_PRIVSEP, os.O_RDONLY | os.O_DIRECTORY)
+                descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
             except FileNotFoundError:
                 continue
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(_PRIVSEP.stat(), os.fstat(descriptor)):
+                if os.path.samestat(self._path.stat(), os.fstat(descriptor)):
                     self._descriptor = descriptor
                     return
             os.close(descriptor)  # another lab removed it before we had the lock
@@ -172,9 +172,9 @@ class PrivsepDirectory:
             return
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _MARK.exists():
-                _MARK.unlink()
-                _PRIVSEP.rmdir()
+            if self._mark.exists():
+                self._mark.unlink()
+                self._path.rmdir()
         except BlockingIOError:
             pass
         finally:

@@ -58,8 +58,7 @@ def command(settings: Settings, recording: str, speed: float | None, idle_time_l
             whole = _watch(source, speed or 1.0, idle_time_limit, resize=resize)
         else:
             shown = player.texts(limit_idle(source, idle_time_limit), Filter(), dim=False, resize=False)
-            player.copy(shown, sys.stdout.fileno(), speed=speed)
-            whole = True
+            whole = player.copy(shown, sys.stdout.fileno(), speed=speed)
     if whole and not source.complete:
         click.echo("sshrec: the recording ends here, and is not finished: it is live, or was cut off", err=True)
 

@@ -101,8 +101,8 @@ def _note(binary: int, *, dim: bool) -> str:
     return f"\x1b[2m{note}\x1b[22m\r\n" if dim else f"{note}\n"
 
 
-def copy(shown: Iterable[tuple[float, str]], out: int, *, speed: float | None) -> None:
-    """Write what is to be shown into a pipe or file; `speed` None: all at once. Ends early with its reader."""
+def copy(shown: Iterable[tuple[float, str]], out: int, *, speed: float | None) -> bool:
+    """Write what is to be shown into a pipe or file; `speed` None: all at once. False where its reader has gone."""
     pace = Pace(speed or 1.0, time.monotonic())
     batch: list[str] = []
     size = 0
@@ -120,6 +120,8 @@ def copy(shown: Iterable[tuple[float, str]], out: int, *, speed: float | None) -
     except OSError as error:
         if error.errno != errno.EPIPE:
             raise
+        return False
+    return True
 
 
 class _Stopped(BaseException):

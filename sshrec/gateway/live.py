@@ -37,9 +37,12 @@ KILL_SECONDS = 1.0  # from asking the hop to end until it is killed
 DRAIN_SECONDS = 1.0  # for a person who is gone, or was made to go, to take the rest
 RESIZE_SECONDS = 0.05  # at most one resize in that time is recorded and passed on
 RAW_SECONDS = 0.002  # between looks whether ssh, about to begin, has set its terminal raw
+SILENT_SECONDS = 1.0  # of a shell without a terminal, until we say how to get one
 COMMAND_BYTES = 256 * 1024  # a read of a command's stream
 
 FOREVER = float("inf")
+
+NO_TERMINAL = "sshrec: hint: this shell has no terminal; for one, connect with ssh -tA\n"
 
 log = logging.getLogger("sshrec.session")
 
@@ -89,6 +92,7 @@ class Live:
         self._hint: str | None = None
         self._kill_at = self._give_up_at = self._resize_at = FOREVER
         self._resized_at = 0.0
+        self._hint_at = FOREVER
         self._raw = False
         self._sealed = False
 
@@ -303,17 +307,20 @@ class Live:
             return FOREVER
         now = time.monotonic()
         if not self._raw and self._ssh_log.established:
-            self._go_raw()
+            self._go_raw(now)
         if now >= self._resize_at:
             self._resize_at = FOREVER
             self._resize(now)
         if now >= self._kill_at and self._hop is not None:
             self._kill_at = FOREVER
             self._hop.send_signal(signal.SIGKILL)
+        if now >= self._hint_at:
+            self._hint_at = FOREVER
+            self._show("stderr", NO_TERMINAL.encode())
         for stream, data in self._recorder.tick(self._us(), self._wall()):
             self._show(stream, data)
         due = self._recorder.due(self._us())
-        waits = [self._kill_at - now, self._give_up_at - now, self._resize_at - now]
+        waits = [at - now for at in (self._kill_at, self._give_up_at, self._resize_at, self._hint_at)]
         if due is not None:
             waits.append(due / 1e6)
         if not self._raw and self._ssh_log.established:
@@ -349,12 +356,13 @@ class Live:
             return b"".join(held for _, held in self._recorder.release(self._us(), stream))
         shown = self._recorder.output(self._us(), data, stream)
         if not self._raw:
-            self._go_raw()
+            self._go_raw(time.monotonic())
         if len(shown) != len(data):
             self._loop.within(HOLD_US / 1e6)
         return shown
 
     def _input(self, data: memoryview) -> Data:
+        self._hint_at = FOREVER
         self._recorder.input(self._us(), data, keep=self._decision.record_input)
         return data
 
@@ -370,11 +378,13 @@ class Live:
         for pump in self._pumps.values():
             pump.resume()
 
-    def _go_raw(self) -> None:
+    def _go_raw(self, now: float) -> None:
         """Once ssh has its own terminal raw, so is the person's: until then it is theirs, as with ssh itself."""
         visit, hop = self._visit, self._hop
         if visit.modes is None or hop is None:
             self._raw = True
+            if self._request.kind == "shell":
+                self._hint_at = now + SILENT_SECONDS
         elif terminal.is_raw(hop.stdin):
             self._raw = True
             visit.modes.raw()

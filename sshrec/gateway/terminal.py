@@ -125,7 +125,7 @@ class Line:
             return "\a"
         more = _common(matches)[len(part) :]
         self.text = login + at + part + more
-        if more or len(matches) == 1:
+        if len(matches) == 1:
             return more
         return "\r\n" + self._listing(matches) + self._prompt + self.text
 

@@ -102,7 +102,7 @@ def _note(binary: int, *, dim: bool) -> str:
 
 
 def copy(shown: Iterable[tuple[float, str]], out: int, *, speed: float | None) -> bool:
-    """Write what is to be shown into a pipe or file; `speed` None: all at once. False where its reader has gone."""
+    """Write what is to be shown into a pipe or file; `speed` None: all at once. False where its reader went."""
     pace = Pace(speed or 1.0, time.monotonic())
     batch: list[str] = []
     size = 0

@@ -295,7 +295,8 @@ def test_a_terminal_that_answers_is_asked_nothing(watch: Callable[..., Watcher])
     questions = (
         "\x1b[c \x1b[>c \x1b[=c \x1b[0c \x1b[5n \x1b[6n \x1b[?6n \x1bZ \x05 \x1b[x \x1b[18t \x1b[21t \x1b[?1$p"
         " \x1b[>q\x1b]4;1;?\x07 \x1b]10;?\x07 \x1b]11;?\x1b\\ \x1b]52;c;?\x07 \x1bP$qm\x1b\\ \x1bP+q544e\x1b\\"
-        " \x1b[1;1;1;1;1;1*y \x9b6n \x9bc \x9d11;?\x9c \x90$qm\x9c \x1b[?u \x1b[?2;1;0S \x1b[5i \x1b[?1004h \x1b_Gi=1,a=q;AAAA\x1b\\"
+        " \x1b[1;1;1;1;1;1*y \x9b6n \x9bc \x9d11;?\x9c \x90$qm\x9c"
+        " \x1b[?u \x1b[?2;1;0S \x1b[5i \x1b[?1004h \x1b_Gi=1,a=q;AAAA\x1b\\"
     )
     watcher = watch([(0, b"one"), *((0, character.encode()) for character in questions), (0, b"two")])
     watcher.sees("one")

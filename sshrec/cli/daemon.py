@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from sshrec import __version__
+from sshrec.cli.main import run
 from sshrec.config import load
-from sshrec.errors import SshrecError
 from sshrec.gateway.daemon import Daemon
 
 
@@ -32,12 +32,5 @@ def sshrecd(config: Path | None, check: bool) -> None:
 
 
 def main() -> None:
-    """The command's entry point."""
-    try:
-        sshrecd(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except SshrecError as error:
-        sys.stderr.write(f"sshrecd: error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        sys.exit(error.exit_code)
+    """The program `sshrecd`."""
+    sys.exit(run(sshrecd, "sshrecd"))

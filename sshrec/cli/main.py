@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 # Where each command is, imported when it is called: name → module:attribute, and what --help says of it.
 _COMMANDS = {
+    "kill": ("sshrec.cli.who:kill", "End a live session."),
     "ls": ("sshrec.cli.ls:command", "List recordings."),
     "play": ("sshrec.cli.play:command", "Play a recording in the terminal."),
+    "who": ("sshrec.cli.who:who", "List the sessions that live."),
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

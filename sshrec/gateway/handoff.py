@@ -8,6 +8,7 @@ changes a letter here changes it there. A message is a letter and what belongs t
       S n              signal number n arrived (SIGWINCH, SIGHUP, SIGINT, SIGQUIT, SIGTERM)
       A n              answer to A: carries a connection to the forwarded agent, or none if that failed
     worker to gateway
+      R                ready: say hello
       T                the descriptors are here: let go of 0 and 1
       B                a heartbeat, each second
       A n              dial the forwarded agent (n: a byte that tells the answers apart)
@@ -63,9 +64,10 @@ def peer(sock: socket.socket) -> tuple[int, int]:
 
 
 def receive_hello(sock: socket.socket) -> Hello:
-    """The first message; UsageError where it is not one, or does not come in time."""
+    """Ask for the first message, and take it; UsageError where it is not one, or does not come in time."""
     sock.settimeout(HELLO_SECONDS)
     try:
+        sock.send(b"R")
         message, descriptors = _receive(sock, 3)
     except OSError as error:
         raise UsageError(f"no request came: {error}") from error

@@ -75,8 +75,12 @@ def authorise(
         )
     allowed = tuple(address for address in addresses if place.named or not _never_meant(address, own))
     if not allowed:
-        return Deny("addresses", f"{place.name} is at {addresses[0]}, where no session may go")
+        return Deny("addresses", f"{_told(place.name, addresses)} is where no session may go")
     return Allow("nodes" if config.nodes else "any host", allowed, config.record_input)
+
+
+def _told(name: str, addresses: tuple[Address, ...]) -> str:
+    return name if name == str(addresses[0]) else f"{name}, at {addresses[0]},"
 
 
 def _never_meant(address: Address, own: frozenset[Address]) -> bool:

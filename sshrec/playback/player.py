@@ -147,8 +147,12 @@ class Terminal:
         self._handlers: dict[int, Any] = {}
         self._fresh_line = True
         self._slept = 0.0
+        # A signal that comes in the moment before select() would otherwise wait as long as select does.
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup_fd = -1
 
     def __enter__(self) -> Self:
+        self._wakeup_fd = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         for number in _STOP:
             self._handlers[number] = signal.signal(number, self._stop)
         self._handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
@@ -166,6 +170,9 @@ class Terminal:
             handler = signal.signal(number, signal.SIG_IGN)
             self._handlers.setdefault(number, handler)
         self._give_back()
+        signal.set_wakeup_fd(self._wakeup_fd)
+        os.close(self._woken)
+        os.close(self._wake)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if isinstance(error, _Stopped):
@@ -180,9 +187,12 @@ class Terminal:
 
     def keys(self, seconds: float | None) -> str:
         """The keys that were pressed, waiting up to so many seconds for one; None: for as long as it takes."""
-        watched = [] if self._keys is None else [self._keys]
+        watched = [self._woken] if self._keys is None else [self._woken, self._keys]
         ready, _, _ = select.select(watched, [], [], seconds)
-        if not ready or self._keys is None:
+        if self._woken in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._woken, 1024)
+        if self._keys is None or self._keys not in ready:
             return ""
         try:
             pressed = os.read(self._keys, 1024)

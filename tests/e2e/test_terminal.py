@@ -351,7 +351,7 @@ def test_full_screen_programs(lab: Lab, tmux: Callable[[], Tmux], program: str) 
         terminal("send-keys", "-l", end)
         lab.wait(partial(_gone, terminal), f"{program} to end")
     assert screens[0] == screens[1]
-    assert last(lab).end["status"] == 0
+    assert last(lab).end["reason"] == "exit"
 
 
 def _after(lab: Lab, terminal: Tmux, keys: list[str]) -> str:

@@ -20,7 +20,6 @@ class Process:
     uid: int
     zombie: bool
     words: str
-    environment: bytes
 
     def __str__(self) -> str:
         return f"process {self.pid} of uid {self.uid}{' (zombie)' if self.zombie else ''}: {self.words.strip()}"
@@ -38,19 +37,12 @@ def every() -> Iterator[Process]:
             uid = directory.stat().st_uid
         except (FileNotFoundError, ProcessLookupError):
             continue  # ended meanwhile
-        try:
-            environment = (directory / "environ").read_bytes()
-        except OSError:
-            environment = b""  # somebody else's
-        yield Process(
-            int(directory.name), int(parent), uid, state in "ZX", words or name.partition("(")[2], environment
-        )
+        yield Process(int(directory.name), int(parent), uid, state in "ZX", words or name.partition("(")[2])
 
 
 def belonging(lab: Path, roots: Collection[int], uids: Collection[int]) -> list[Process]:
     """Processes that come from `roots`, run as one of `uids`, or name the lab's directory; without the roots."""
     found = {process.pid: process for process in every()}
-    mark = os.fsencode(lab)
     ours = set(roots)
 
     def descends(process: Process) -> bool:
@@ -61,7 +53,7 @@ def belonging(lab: Path, roots: Collection[int], uids: Collection[int]) -> list[
         return True
 
     def names(process: Process) -> bool:
-        return process.uid in uids or str(lab) in process.words or mark in process.environment
+        return process.uid in uids or str(lab) in process.words or os.fsencode(lab) in _environment(process.pid)
 
     # A zombie that init should have waited for is nobody's: containers have an init that never does.
     callers = {os.getpid(), os.getppid()}
@@ -70,6 +62,13 @@ def belonging(lab: Path, roots: Collection[int], uids: Collection[int]) -> list[
         for process in found.values()
         if process.pid not in ours | callers and (descends(process) or (not process.zombie and names(process)))
     ]
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""  # somebody else's, or ended
 
 
 def descriptors(pid: int) -> dict[int, str]:

@@ -31,7 +31,7 @@ class Place:
 
     def __init__(self, path: Path) -> None:
         self.config = path / "sshrec.yaml"
-        self.config.write_text(f"data_dir: {path}\nrun_dir: {path}/run\n")
+        self.config.write_text(f"data_dir: {path}\n")  # a run_dir below it would be too long for sockets
         self.store = Store(path / "recordings")
         self._n = 0
 

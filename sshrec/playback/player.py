@@ -166,7 +166,7 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number in (*self._handlers, signal.SIGINT):  # nothing may come between here and a terminal in order
+        for number in (signal.SIGINT, *self._handlers):  # nothing may come between here and a terminal in order
             handler = signal.signal(number, signal.SIG_IGN)
             self._handlers.setdefault(number, handler)
         self._give_back()

@@ -1,0 +1,114 @@
+"""The one reader of sshrec.yaml: what it takes, and the words in which it refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from sshrec.config import Config, Node, load, parse
+from sshrec.errors import ConfigError
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "sshrec.yaml")
+    assert "\n" not in str(caught.value)
+    return f"{caught.value} | {caught.value.hint}"
+
+
+def test_two_directories_are_enough() -> None:
+    config = parse("data_dir: /srv/sshrec\nrun_dir: /run/user/1000/sshrec\n")
+    assert config == Config(data_dir=Path("/srv/sshrec"), run_dir=Path("/run/user/1000/sshrec"))
+    assert config.recordings_dir == Path("/srv/sshrec/recordings")
+    assert config.socket == Path("/run/user/1000/sshrec/sshrecd.sock")
+
+
+def test_an_empty_file_is_the_defaults() -> None:
+    assert parse("") == parse("# nothing yet\n") == Config()
+
+
+def test_yes_and_no_are_understood_in_every_spelling() -> None:
+    for text, value in (
+        ("no", False),
+        ("false", False),
+        ("off", False),
+        ("yes", True),
+        ("on", True),
+        ("true", True),
+    ):
+        assert parse(f"proxy_checks_host_keys: {text}").proxy_checks_host_keys is value
+
+
+def test_nodes() -> None:
+    config = parse(
+        "nodes:\n- name: web1\n  address: 10.0.0.5\n  port: 2222\n  labels: {env: prod}\n- {name: db1}\n"
+    )
+    assert config.node("web1") == Node(name="web1", address="10.0.0.5", port=2222, labels={"env": "prod"})
+    assert config.node("db1") == Node(name="db1")
+    assert config.node("db2") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data_dr: /x", "unknown setting 'data_dr' | did you mean data_dir?"),
+        ("limits: {session: 3}", "unknown setting 'limits.session' | did you mean sessions?"),
+        ("nodes: [{name: a, adress: b}]", "unknown setting 'nodes[0].adress' | did you mean address?"),
+        ("zzz: 1", "known here: data_dir, run_dir"),
+        ("run_dir: /a\nrun_dir: /b", "the key 'run_dir' stands twice"),
+        ("limits: {sessions: 0}", "Expected `int` >= 1 - at `$.limits.sessions`"),
+        ("limits: {sessions: many}", "Expected `int`, got `str` - at `$.limits.sessions`"),
+        ("nodes: [{name: web1, port: 65536}]", "at `$.nodes[0].port`"),
+        ("nodes: web1", "`$.nodes`"),
+        ("- a", "the file must be a mapping"),
+        ("hop: 3", "hop must be a mapping"),
+        ("session_recording: off", "Invalid enum value 'off'"),
+        ("session_recording: node", "Invalid enum value 'node'"),
+        ("data_dir: relative", "data_dir must be an absolute path, not 'relative'"),
+        ("nodes: [{name: a}, {name: a}]", "two nodes are called 'a'"),
+        ("nodes: [{name: scp}]", "'scp' cannot be the name of a node"),
+        ("nodes: [{name: Web1}]", "'Web1' cannot be the name of a node"),
+        ("nodes: [{name: 'a b'}]", "'a b' cannot be the name of a node"),
+        ("run_dir: /" + "x" * 80, "run_dir is longer than"),
+        ("run_dir: /run/100%h", "may have letters, digits"),
+        ("known_hosts: ['/etc/a b']", "may have letters, digits"),
+        ("a: [", "sshrec.yaml: "),
+        ("a: !!python/object/apply:os.system [id]", "sshrec.yaml: "),
+    ],
+)
+def test_refusals(text: str, said: str) -> None:
+    assert said in refusal(text)
+
+
+def test_a_file_that_others_can_change_is_not_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "sshrec.yaml"
+    path.write_text("limits: {sessions: 3}\n")
+    path.chmod(0o644)
+    assert load(path).limits.sessions == 3
+    path.chmod(0o664)
+    with pytest.raises(ConfigError, match="can be changed by others"):
+        load(path)
+    path.chmod(0o644)
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path} can be changed by others")):
+        load(path)
+    tmp_path.chmod(0o1777)  # sticky, as /tmp is
+    assert load(path).limits.sessions == 3
+
+
+def test_a_file_of_somebody_else_is_not_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "sshrec.yaml"
+    path.write_text("")
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    os.chown(path, 12345, -1)
+    with pytest.raises(ConfigError, match="can be changed by others"):
+        load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file or directory"):
+        load(tmp_path / "none.yaml")

@@ -520,7 +520,7 @@ class Lab:
                 if self.several_uids and os.stat(path).st_uid in self._uids:
                     yield path
 
-    def expect_nothing_left(self, timeout: float = 10) -> None:
+    def expect_nothing_left(self, timeout: float = 60) -> None:
         """Wait until no session has left anything; LabError names what stays."""
         left: list[str] = []
 

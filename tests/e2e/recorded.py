@@ -77,17 +77,18 @@ def fingerprint(data: bytes) -> tuple[int, str]:
     return len(data), hashlib.sha256(data).hexdigest()
 
 
+def packed(lab: Lab, count: int) -> list[Path]:
+    """The newest recordings, once they are finished and packed."""
+
+    def all_packed() -> list[Path]:
+        newest = lab.recordings()[-count:]
+        return newest if len(newest) == count and all(path.suffix == ".zst" for path in newest) else []
+
+    return lab.wait(all_packed, "the newest recordings to be packed")
+
+
 def last(lab: Lab) -> Recorded:
-    """The newest recording, once it is finished and packed."""
-
-    def packed() -> Path | None:
-        found = lab.recordings()
-        return (
-            found[-1]
-            if found and found[-1].suffix == ".zst" and found[-1].with_suffix("").exists() is False
-            else None
-        )
-
-    recorded = Recorded(lab.wait(packed, "the newest recording to be packed"))
+    """The newest recording, once it is finished and packed; its chain is checked."""
+    recorded = Recorded(packed(lab, 1)[0])
     recorded.check_chain()
     return recorded

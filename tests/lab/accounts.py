@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,14 @@ def check_wrapper() -> None:
     said = subprocess.run(["/bin/true"], env={"LD_PRELOAD": "libnss_wrapper.so"}, capture_output=True, timeout=20)
     if said.stderr:
         raise LabError("libnss_wrapper is not installed (Debian: libnss-wrapper)")
+
+
+def check_caller() -> None:
+    """LabError if the caller has no name: the ssh that sshrecd starts gets no wrapper, and would refuse to run."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        raise LabError(f"uid {os.geteuid()} has no name in passwd, and ssh runs for nobody without one") from None
 
 
 def free_uids(count: int, taken: Collection[int]) -> Sequence[int]:

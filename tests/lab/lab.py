@@ -98,6 +98,8 @@ class Lab:
 
     def _open(self) -> None:
         accounts.check_wrapper()
+        if self._with_sshrecd:
+            accounts.check_caller()
         self._catch_signals()
         self._undo.callback(os.umask, os.umask(0o022))
         # A short name: the sockets below it must fit into the 108 bytes of unix(7).

@@ -109,5 +109,5 @@ pip_install() {
 
 # Whether .venv works and was made here: one that was moved or copied has scripts that run another.
 usable() {
-    grep -q "$PWD/.venv/bin" .venv/bin/pip 2>/dev/null && .venv/bin/python -c '' 2>/dev/null
+    grep -qF "$PWD/.venv/bin" .venv/bin/pip 2>/dev/null && .venv/bin/python -c '' 2>/dev/null
 }

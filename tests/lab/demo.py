@@ -126,6 +126,8 @@ def main() -> int:
         return os.EX_SOFTWARE
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return os.EX_OK
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -211,7 +212,7 @@ class Lab:
     @property
     def gateway(self) -> str:
         """The ForceCommand of a bastion."""
-        return f"{self.installation.gateway} --socket {self.socket}"
+        return f"{shlex.quote(str(self.installation.gateway))} --socket {self.socket}"
 
     def start_bastion(
         self,

@@ -253,15 +253,15 @@ def main() -> None:
         config = load(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
         config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (SshrecError, OSError) as error:
-        shown = error if isinstance(error, SshrecError) else SshrecError(str(error))
+        shown = error if isinstance(error, SshrecError) else SshrecError(f"{error.filename}: {describe(error)}")
         handoff.finish(gateway, 255, complaint(shown))
         return
-    session = new_session()
-    Worker(config, session, gateway).run()
+    Worker(config, new_session(), gateway).run()
     store = Store(config.recordings_dir)
     for left in list(store.unfinished()):  # ours, and those whose workers died: nobody else looks after them
         store.recover(left, time.time_ns() // 1_000_000, "its worker died")
-        store.pack(left)
+        if not store.alive(left):
+            store.pack(left)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import socket
 import subprocess
@@ -270,28 +269,27 @@ def test_the_gateway_wants_its_flags(lab: Lab) -> None:
 # ---- embedded ---------------------------------------------------------------------------------------------
 
 
-def test_embedded(lab: Lab) -> None:
-    """Without a daemon: the gateway starts the worker, as the person, with a configuration of theirs."""
-    joe = lab.account("joe")
-    directory = lab.directory / "own"
-    directory.mkdir()
-    config = directory / "sshrec.yaml"
-    port = lab.sshds["web1"].port
-    config.write_text(
-        f"data_dir: {directory}/data\nrun_dir: {directory}/run\nknown_hosts: [{lab.known_hosts}]\n"
-        f"nodes: [{{name: web1, address: 127.0.0.1, port: {port}}}]\n"
-    )
-    if lab.several_uids:
-        os.chown(directory, joe.uid, joe.gid)
-        os.chown(config, joe.uid, joe.gid)
-    program = lab.gateway.split()[0]
-    # The accounts of the lab are in nobody's passwd: this interpreter is told of them, as sshrecd is.
-    python = directory / "python"
-    accounts = " ".join(f"{name}={value}" for name, value in lab.sshrec_env().items() if name != "HOME")
-    python.write_text(f'#!/bin/sh\nexec env {accounts} {lab.installation.programs}/python "$@"\n')
-    python.chmod(0o755)
-    lab.start_bastion("embedded", force_command=f"{program} --embedded --config {config} --python {python}")
-    try:
+def test_embedded() -> None:
+    """Without a daemon: the gateway starts the worker, as the person, with a configuration of theirs.
+
+    In a lab of one uid, for ssh wants its own to be in the real passwd.
+    """
+    with Lab(several_uids=False, sshrecd=False) as lab:
+        directory = lab.directory / "own"
+        directory.mkdir()
+        config = directory / "sshrec.yaml"
+        port = lab.sshds["web1"].port
+        config.write_text(
+            f"data_dir: {directory}/data\nrun_dir: {directory}/run\nknown_hosts: [{lab.known_hosts}]\n"
+            f"nodes: [{{name: web1, address: 127.0.0.1, port: {port}}}]\n"
+        )
+        # The accounts of the lab are in nobody's passwd: this interpreter is told of them, as sshrecd is.
+        python = directory / "python"
+        accounts = " ".join(f"{name}={value}" for name, value in lab.sshrec_env().items())
+        python.write_text(f'#!/bin/sh\nexec env {accounts} {lab.installation.programs}/python "$@"\n')
+        python.chmod(0o755)
+        program = lab.gateway.split()[0]
+        lab.start_bastion("embedded", force_command=f"{program} --embedded --config {config} --python {python}")
         done = lab.ssh("-A", "embedded", "root@web1", "echo out; echo err >&2; exit 7")
         assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
         child: Child = lab.spawn("-tA", "embedded", "root@web1")
@@ -302,9 +300,7 @@ def test_embedded(lab: Lab) -> None:
         child.close()
         assert child.exitstatus == 3
         lab.wait(lambda: len(list(directory.glob("data/recordings/*/*.zst"))) == 2, "both to be packed")
-        assert not list(directory.glob("run/*"))
-    finally:
-        lab.stop_bastion("embedded")
+        lab.wait(lambda: not list(directory.glob("run/*")), "the run directories to go")
 
 
 # ---- identity ---------------------------------------------------------------------------------------------

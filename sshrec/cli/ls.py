@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 
 import click
 
+from sshrec.cli import table
 from sshrec.cli.main import Settings, colour
+from sshrec.cli.table import Cell
 from sshrec.errors import SshrecError
 from sshrec.recording import reader
 from sshrec.recording.asciicast import rfc3339
@@ -28,6 +29,7 @@ _HEADINGS = ("ID", "START", "DURATION", "USER", "TARGET", "KIND", "STATUS", "SIZ
 _RIGHT = frozenset({"DURATION", "SIZE"})
 _FACTS = ("user", "login", "host", "port", "target", "kind", "terminal", "client", "rule", "key_id", "serial")
 _PIPE_WIDTH = 200
+GREEN, RED = "32", "31"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def command(settings: Settings, as_json: bool) -> None:
         click.echo(json.dumps(document, indent=2, ensure_ascii=True))
     elif rows:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _PIPE_WIDTH
-        for line in table(rows, width, coloured=colour(sys.stdout)):
+        cells = [_cells(row) for row in rows]
+        for line in table.lines(_HEADINGS, cells, width, right=_RIGHT, coloured=colour(sys.stdout)):
             click.echo(line)
     else:
         click.echo(f"no recordings in {store.root} yet", err=True)
@@ -96,33 +99,11 @@ def as_object(row: Row) -> dict[str, Any]:
     return shown
 
 
-def table(rows: Sequence[Row], width: int, *, coloured: bool) -> list[str]:
-    """The lines of the table, the last column cut so that they fit `width` columns."""
-    cells = [_HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(_width(line[n]) for line in cells) for n in range(len(_HEADINGS))]
-    room = max(width - sum(widths[:-1]) - 2 * (len(widths) - 1), len(_HEADINGS[-1]))
-    lines = []
-    for line, row in zip(cells, (None, *rows), strict=True):
-        padded = []
-        for heading, cell, wide in zip(_HEADINGS, line, widths, strict=True):
-            space = " " * (wide - _width(cell))
-            if heading == _HEADINGS[-1]:
-                padded.append(_cut(cell, room))
-            elif heading in _RIGHT:
-                padded.append(space + cell)
-            elif heading == "STATUS" and coloured and row is not None:
-                padded.append(_paint(row, cell) + space)
-            else:
-                padded.append(cell + space)
-        lines.append("  ".join(padded).rstrip())
-    return lines
-
-
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str | Cell, ...]:
     start = datetime.fromtimestamp(started(row.session) / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     if row.summary is None:
         error = (row.error or "").removeprefix(f"{row.path}: ")
-        return (row.session, start, "", "", "", "", "unreadable", "", f"({printable(error)})")
+        return (row.session, start, "", "", "", "", Cell(row.state, RED), "", f"({printable(error)})")
     facts = row.summary.header.facts
     return (
         row.session,
@@ -142,23 +123,14 @@ def _fact(facts: Mapping[str, Any], name: str, limit: int) -> str:
     return printable(str(value), limit) if value is not None else "-"
 
 
-def _status(row: Row) -> str:
+def _status(row: Row) -> Cell:
     end = row.summary.end if row.summary else None
     if end is None:
-        return row.state
+        return Cell(row.state, GREEN if row.state == "live" else RED)
     reason, status, signal = end.get("reason"), end.get("status"), end.get("signal")
     if reason == "exit" and isinstance(status, int):
-        return printable(str(signal), 16) if signal else str(status)
-    return printable(str(reason), 24)
-
-
-def _paint(row: Row, cell: str) -> str:
-    end = row.summary.end if row.summary else None
-    if row.state == "live":
-        return f"\x1b[32m{cell}\x1b[0m"
-    if end is None or end.get("reason") != "exit":
-        return f"\x1b[31m{cell}\x1b[0m"
-    return cell
+        return Cell(printable(str(signal), 16) if signal else str(status))
+    return Cell(printable(str(reason), 24), RED)
 
 
 def duration(seconds: float) -> str:
@@ -175,19 +147,3 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" or number >= 9.95 else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} TiB"
-
-
-def _width(text: str) -> int:
-    """Columns that printable text takes in a terminal."""
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-    )
-
-
-def _cut(text: str, room: int) -> str:
-    if _width(text) <= room:
-        return text
-    while text and _width(text) > room - 1:
-        text = text[:-1]
-    return f"{text}…"

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from sshrec.cli import table
-from sshrec.cli.ls import SCHEMA, duration, size
+from sshrec.cli.ls import GREEN, RED, SCHEMA, duration, size
 from sshrec.cli.main import Settings, colour
 from sshrec.errors import Denied, SshrecError, Unreachable
 from sshrec.gateway import control
@@ -90,7 +90,7 @@ def _cells(status: dict[str, Any]) -> list[str | table.Cell]:
         fact("client", 48).partition(" ")[0],
         fact("target", 48),
         fact("kind", 8),
-        table.Cell(state, "" if state == "live" else "33"),
+        table.Cell(state, GREEN if state == "live" else RED),
         size(status.get("bytes", 0)),
         fact("pid", 10),
     ]

@@ -346,7 +346,7 @@ def test_full_screen_programs(lab: Lab, tmux: Callable[[], Tmux], program: str) 
     screens = []
     for ssh in (("-t", "web1"), ("-tA", "bastion", "root@web1")):
         terminal = tmux()
-        terminal.start(*ssh, f"cd; PS1='> ' LC_ALL=C.UTF-8 {command}")
+        terminal.start(*ssh, f"cd; export TMUX_TMPDIR=$HOME; PS1='> ' LC_ALL=C.UTF-8 {command}")
         screens.append(_after(lab, terminal, keys))
         terminal("send-keys", "-l", end)
         lab.wait(partial(_gone, terminal), f"{program} to end")

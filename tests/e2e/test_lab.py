@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -178,6 +179,24 @@ def test_nothing_is_left_of_a_lab(several_uids: bool, then: str, number: signal.
     assert process.returncode == code
     assert not Path(directory).exists()
     assert [process for process in every() if directory in process.words] == []
+
+
+def test_what_a_killed_sshd_left_goes_with_the_lab(several_uids: bool) -> None:
+    with Lab(
+        several_uids=several_uids, sshrecd=False, force_command="echo $SSH_AUTH_SOCK $SSH_USER_AUTH; cat"
+    ) as lab:
+        client = lab.popen("-A", "bastion")
+        assert client.stdout is not None
+        socket, credential = map(Path, client.stdout.readline().decode().split())
+        for process in lab.processes():
+            if process.words.startswith("sshd"):
+                os.kill(process.pid, signal.SIGKILL)
+        client.communicate(timeout=30)
+        assert socket.is_socket()
+        assert credential.is_file()
+    assert not socket.exists()
+    assert not credential.exists()
+    assert not socket.parent.exists() or socket.parent.name == "agent"
 
 
 def test_the_last_lab_removes_the_directory_that_a_lab_made(tmp_path: Path) -> None:

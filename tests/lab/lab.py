@@ -10,11 +10,12 @@ As root each account has a uid of its own (people, sshrec, the logins of the tar
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
 import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,12 +36,29 @@ from tests.lab.people import Holds, Host, Laptop
 # What bash prints on a target when it waits for a command; its uid decides between # and $.
 PROMPT = rb"(?:root|deploy|joe|alice)@web[12]:[^ ]*[#$] "
 
+_TMP = Path("/tmp")
 _TARGETS = ("web1", "web2")
 _LOGINS = ("root", "deploy")
 _LISTENING = "00010000"  # __SO_ACCEPTCON among the flags of /proc/net/unix
 _PROFILE = r"PS1='\u@\h:\w\$ '; unset HISTFILE" + "\n"
 
 T = TypeVar("T")
+
+
+def _sshd_files() -> Iterator[tuple[Path, int]]:
+    """What sshd makes in /tmp for a session, and whose it is: the agent's socket and SSH_USER_AUTH."""
+    for pattern in ("ssh-*/agent.*", "sshauth.*"):
+        for path in _TMP.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                yield path, path.stat().st_uid
+
+
+def _deaf(path: Path) -> bool:
+    """Whether this is a socket that nobody listens at."""
+    if not path.is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
 
 
 def several_uids_reason() -> str | None:
@@ -74,6 +92,8 @@ class Lab:
         self._settings = dict(settings or {})
         self._force_command = force_command
         self._copy = copy_installation
+        self._uids: frozenset[int] = frozenset()  # of this lab alone
+        self._credentials: set[bytes] = set()  # of all laptops there ever were
         self._undo = contextlib.ExitStack()
         self._sshrecd: subprocess.Popen[bytes] | None = None
         self._spawned: list[pexpect.spawn[bytes]] = []
@@ -104,7 +124,7 @@ class Lab:
         self._catch_signals()
         self._undo.callback(os.umask, os.umask(0o022))
         # A short name: the sockets below it must fit into the 108 bytes of unix(7).
-        self.directory = Path(tempfile.mkdtemp(prefix="sr-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix="sr-", dir=_TMP))
         self._undo.callback(shutil.rmtree, self.directory)
         self.directory.chmod(0o755)
         self._sshd_prefix: list[str] = []
@@ -113,6 +133,8 @@ class Lab:
             privsep.open()
             self._undo.callback(privsep.close)
             self._sshd_prefix = sshd.without_login_records(self.directory / "login-records")
+        self._not_ours = {path for path, _ in _sshd_files()}
+        self._undo.callback(self._remove_sshd_files)
         self._undo.callback(self._end_processes)
 
         self._name_accounts()
@@ -156,9 +178,9 @@ class Lab:
         logins = [*_LOGINS, *self.people]
         uids: Sequence[int] = [os.geteuid()] * (len(names) + len(logins))
         gids: Sequence[int] = [os.getegid()] * len(uids)
-        self._uids: frozenset[int] = frozenset()
         if self.several_uids:
             taken = {process.uid for process in processes.every()}
+            taken |= {owner for _, owner in _sshd_files()}
             uids = gids = accounts.free_uids(len(uids), taken)
             self._uids = frozenset(uids)
             if system := accounts.system_uid(taken):
@@ -295,6 +317,7 @@ class Lab:
             holds=holds,
         )
         self.laptops[name] = laptop
+        self._credentials |= {path.read_bytes().split()[1] for path in laptop.directory.glob("*.pub")}
         self._write_ssh_config(laptop)
         return laptop
 
@@ -514,14 +537,27 @@ class Lab:
                     left.append(f"descriptor {number} of sshrecd: {link}")
         return left
 
-    def _agent_sockets(self) -> Iterator[str]:
-        """Sockets that sshd made for forwarded agents: OpenSSH 10.1 and later in the home, before in /tmp."""
+    def _agent_sockets(self) -> Iterator[Path]:
+        """Sockets that sshd made for forwarded agents: OpenSSH 10.1 and later in the home, before in /tmp.
+
+        Those in /tmp are told by their owner, so only with several uids.
+        """
         for account in self._accounts:
-            yield from glob.glob(str(account.home / ".ssh" / "agent" / "*"))
-        for path in glob.glob("/tmp/ssh-*/agent.*"):
-            with contextlib.suppress(FileNotFoundError):
-                if self.several_uids and os.stat(path).st_uid in self._uids:
-                    yield path
+            yield from (account.home / ".ssh" / "agent").iterdir()
+        yield from (
+            path for path, owner in _sshd_files() if owner in self._uids and path.name.startswith("agent.")
+        )
+
+    def _remove_sshd_files(self) -> None:
+        """Remove what an sshd that was killed left in /tmp."""
+        for path, owner in _sshd_files():
+            if path.name.startswith("agent."):
+                if owner in self._uids or (path not in self._not_ours and owner == os.geteuid() and _deaf(path)):
+                    shutil.rmtree(path.parent, ignore_errors=True)
+            elif owner in self._uids | {os.geteuid()}:
+                with contextlib.suppress(FileNotFoundError):  # another lab's, which ends now
+                    if not self._credentials.isdisjoint(path.read_bytes().split()):
+                        path.unlink()
 
     def expect_nothing_left(self, timeout: float = 60) -> None:
         """Wait until no session has left anything; LabError names what stays."""

@@ -26,6 +26,7 @@ from sshrec.config import Config
 from sshrec.errors import ConfigError, Denied, SshrecError, Unreachable, describe
 from sshrec.gateway import control, handoff
 from sshrec.gateway.live import complaint
+from sshrec.gateway.rehearsal import rehearse
 from sshrec.gateway.worker import Worker, new_session
 from sshrec.storage.local import Store
 
@@ -86,6 +87,7 @@ class Daemon:
         self._adopt()
         self._left += [session for session in self._store.unfinished() if not self._is_live(session)]
         self._housekeep()
+        rehearse(self._config)
         gc.collect()
         gc.freeze()  # what is here now stays shared with the workers
         notify("READY=1")
@@ -250,9 +252,12 @@ class Daemon:
             return
         worker.beat = time.monotonic()
         if message != b"b":
+            before = worker.status.get("state")
             with contextlib.suppress(msgspec.DecodeError):
                 worker.status = msgspec.json.decode(message, type=dict[str, Any])
                 worker.uid = worker.status.get("uid", worker.uid)
+            if worker.status.get("state") != before:
+                _log(worker)
 
     def _check(self) -> None:
         """Kill the hop of a worker that is stuck (a hung disk): unrecorded, nothing may go on."""
@@ -277,10 +282,8 @@ class Daemon:
             _, status = os.waitpid(worker.pid, 0)
             if status:
                 log.error("%s: its worker died (%d)", worker.session, os.waitstatus_to_exitcode(status))
-        if worker.channel.fileno() >= 0:
-            self._poll.unregister(worker.channel)
-            del self._channels[worker.channel.fileno()]
-            worker.channel.close()
+        while worker.channel.fileno() >= 0:
+            self._hear(worker)  # its last words, then its end
         self._poll.unregister(worker.pidfd)
         del self._workers[worker.pidfd]
         os.close(worker.pidfd)
@@ -329,6 +332,26 @@ class Daemon:
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stop = True
+
+
+def _log(worker: Supervised) -> None:
+    """What a worker tells of its session. (It has no log of its own: that would cost it half a megabyte.)"""
+    status = worker.status
+    if status["state"] == "connecting":
+        log.info("%s: %s to %s", worker.session, status.get("user"), status.get("target"))
+    elif status["state"] == "refused":
+        log.warning("%s: refused %s: %s", worker.session, status.get("user", "a visit"), status.get("error"))
+    elif status["state"] == "ended":
+        quiet = status.get("reason") in ("exit", "client-disconnect")
+        detail = f": {status['detail']}" if status.get("detail") else ""
+        log.log(
+            logging.INFO if quiet else logging.WARNING,
+            "%s: %s, status %s%s",
+            worker.session,
+            status.get("reason"),
+            status.get("status"),
+            detail,
+        )
 
 
 def notify(state: str) -> None:

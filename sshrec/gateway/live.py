@@ -154,7 +154,6 @@ class Live:
             raise
         self._loop.watch(self._file.notify, self._synced)
         self._closing.callback(self._loop.unwatch, self._file.notify)
-        log.info("%s: %s to %s", self._session, self._user.name, facts["target"])
         shown = {key: facts[key] for key in ("target", "kind", "terminal", "start")}
         self._changed(state="connecting", **shown)
 
@@ -289,7 +288,7 @@ class Live:
             status = 255
         for pump in self._pumps.values():
             pump.stop()
-        log.info("%s: %s, status %d", self._session, outcome.reason, status)
+        self._changed(state="ended", reason=outcome.reason, status=status, detail=outcome.detail)
         return status, text
 
     def finish(self) -> None:
@@ -468,7 +467,6 @@ class Live:
 
     def _fail(self, error: SshrecError) -> None:
         """The recording cannot be written: nothing more is shown, and the hop dies now."""
-        log.error("%s: %s", self._session, error)
         self._reason, self._detail, self._hint = "recording-failed", str(error), error.hint
         self._stop_hop()
 

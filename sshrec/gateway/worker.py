@@ -68,9 +68,9 @@ class Worker:
             finally:
                 visit.close()
         except Gone:
-            log.info("%s: left before there was a session", self.session)
+            self._changed(state="left")
         except SshrecError as error:
-            log.warning("%s: refused: %s", self.session, error)
+            self._changed(state="refused", error=str(error))
             text = complaint(error)
         except Exception:
             log.exception("%s: failed", self.session)
@@ -235,7 +235,6 @@ class Worker:
 
     def kill(self, who: str) -> None:
         """An administrator ends the visit."""
-        log.warning("%s: ended by %s", self.session, who)
         self._gone = True
         if self._live is not None:
             self._live.kill(who)

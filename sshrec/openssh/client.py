@@ -58,82 +58,95 @@ def checked_term(term: bytes) -> str:
     return text if _TERM.fullmatch(text) else "dumb"
 
 
+# One hop's ssh_config; with it, ssh reads no other. See ssh_config(5) for each keyword.
+_CONFIGURATION = """\
+Host *
+User {login}
+Port {port}
+HostKeyAlias {name}
+CheckHostIP no
+# The worker has dialled the address that was authorised; ssh only speaks.
+ProxyCommand {dial}
+ProxyUseFdpass yes
+ProxyJump none
+# The very key or certificate that opened the first hop, and no other.
+IdentityFile {identity}
+IdentitiesOnly yes
+IdentityAgent {agent}
+PreferredAuthentications publickey
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+GSSAPIAuthentication no
+HostbasedAuthentication no
+NumberOfPasswordPrompts 0
+BatchMode yes
+PKCS11Provider none
+AddKeysToAgent no
+EnableSSHKeysign no
+ForwardAgent no
+# One session and nothing beside it.
+RequestTTY {request_tty}
+SessionType default
+StdinNull no
+ForkAfterAuthentication no
+EscapeChar none
+EnableEscapeCommandline no
+PermitLocalCommand no
+ClearAllForwardings yes
+ForwardX11 no
+Tunnel no
+GatewayPorts no
+ControlMaster no
+ControlPath none
+CanonicalizeHostname no
+KnownHostsCommand none
+UpdateHostKeys no
+VerifyHostKeyDNS no
+NoHostAuthenticationForLocalhost no
+RequiredRSASize 2048
+StrictHostKeyChecking {strict}
+UserKnownHostsFile {user_known_hosts}
+GlobalKnownHostsFile {known_hosts}
+ConnectTimeout {connect_timeout}
+ServerAliveInterval {alive_interval}
+ServerAliveCountMax 3
+TCPKeepAlive yes
+# Goes to -E, never to the person: the worker reads it.
+LogLevel DEBUG1
+IgnoreUnknown ObscureKeystrokeTiming,WarnWeakCrypto
+ObscureKeystrokeTiming {obscure}
+WarnWeakCrypto no
+"""
+_DIAL = shlex.quote(str(LIBEXEC / "sshrec-dial")).replace("%", "%%")
+
+
 def configuration(
     config: Config, run: Run, *, login: str, name: str, port: int, terminal: bool, lang: bytes
 ) -> str:
-    """The ssh_config of one hop; with it, ssh reads no other.
-
-    `name` is the node's: what its certificate or known_hosts line says. See ssh_config(5) for each keyword.
-    """
-    dial = f"{shlex.quote(str(LIBEXEC / 'sshrec-dial'))} {run.dial}".replace("%", "%%")
-    hop = config.hop
-    lines = [
-        "Host *",
-        f"User {login}",
-        f"Port {port}",
-        f"HostKeyAlias {name}",
-        "CheckHostIP no",
-        # The worker has dialled the address that was authorised; ssh only speaks.
-        f"ProxyCommand {dial}",
-        "ProxyUseFdpass yes",
-        "ProxyJump none",
-        # The very key or certificate that opened the first hop, and no other.
-        f"IdentityFile {run.identity}",
-        "IdentitiesOnly yes",
-        f"IdentityAgent {run.agent}",
-        "PreferredAuthentications publickey",
-        "PasswordAuthentication no",
-        "KbdInteractiveAuthentication no",
-        "GSSAPIAuthentication no",
-        "HostbasedAuthentication no",
-        "NumberOfPasswordPrompts 0",
-        "BatchMode yes",
-        "PKCS11Provider none",
-        "AddKeysToAgent no",
-        "EnableSSHKeysign no",
-        "ForwardAgent no",
-        # One session and nothing beside it.
-        f"RequestTTY {'force' if terminal else 'no'}",
-        "SessionType default",
-        "StdinNull no",
-        "ForkAfterAuthentication no",
-        "EscapeChar none",
-        "EnableEscapeCommandline no",
-        "PermitLocalCommand no",
-        "ClearAllForwardings yes",
-        "ForwardX11 no",
-        "Tunnel no",
-        "GatewayPorts no",
-        "ControlMaster no",
-        "ControlPath none",
-        "CanonicalizeHostname no",
-        "KnownHostsCommand none",
-        "UpdateHostKeys no",
-        "VerifyHostKeyDNS no",
-        "NoHostAuthenticationForLocalhost no",
-        "RequiredRSASize 2048",
-        f"ConnectTimeout {hop.connect_timeout}",
-        f"ServerAliveInterval {hop.alive_interval}",
-        "ServerAliveCountMax 3",
-        "TCPKeepAlive yes",
-        # Goes to -E, never to the person: the worker reads it.
-        "LogLevel DEBUG1",
-        "IgnoreUnknown ObscureKeystrokeTiming,WarnWeakCrypto",
-        f"ObscureKeystrokeTiming {'yes' if hop.obscure_keystroke_timing else 'no'}",
-        "WarnWeakCrypto no",
-    ]
-    if config.proxy_checks_host_keys:
-        files = " ".join(map(str, config.known_hosts)) or "none"
-        lines += ["StrictHostKeyChecking yes", "UserKnownHostsFile none", f"GlobalKnownHostsFile {files}"]
-    else:
-        lines += ["StrictHostKeyChecking no", "UserKnownHostsFile /dev/null", "GlobalKnownHostsFile /dev/null"]
+    """The ssh_config of one hop. `name` is the node's: what its certificate or known_hosts line says."""
+    hop, checks = config.hop, config.proxy_checks_host_keys
+    text = _CONFIGURATION.format(
+        login=login,
+        port=port,
+        name=name,
+        dial=f"{_DIAL} {run.dial}",
+        identity=run.identity,
+        agent=run.agent,
+        request_tty="force" if terminal else "no",
+        strict="yes" if checks else "no",
+        user_known_hosts="none" if checks else "/dev/null",
+        known_hosts=(" ".join(map(str, config.known_hosts)) or "none") if checks else "/dev/null",
+        connect_timeout=hop.connect_timeout,
+        alive_interval=hop.alive_interval,
+        obscure="yes" if hop.obscure_keystroke_timing else "no",
+    )
     if hop.kex_algorithms:
-        lines.append(f"KexAlgorithms {hop.kex_algorithms}")
+        text += f"KexAlgorithms {hop.kex_algorithms}\n"
     if hop.ciphers:
-        lines.append(f"Ciphers {hop.ciphers}")
-    if _LANG.fullmatch(text := lang.decode("ascii", "replace")):
-        lines.append(f"SetEnv LANG={text}")
-    return "\n".join(lines) + "\n"
+        text += f"Ciphers {hop.ciphers}\n"
+    if _LANG.fullmatch(value := lang.decode("ascii", "replace")):
+        text += f"SetEnv LANG={value}\n"
+    return text
 
 
 def arguments(run: Run, host: str, command: bytes | None) -> list[bytes]:

@@ -111,13 +111,15 @@ class Live:
                 self._connect()
                 self._turn(self._over)
             except RecordingError as error:
-                self._fail(error)
+                self._fail(error, "recording-failed")
+            except OSError as error:
+                self._fail(SshrecError(f"{error.filename or 'sshrec'}: {describe(error)}"), "failed")
             except Unreachable as error:
                 self._end("unreachable", f"cannot reach {self._place.name}: {error}")
             except Left:
                 pass  # `leave` or `kill` has said why
             except BaseException:
-                self._fail(SshrecError("sshrec itself failed"))
+                self._fail(SshrecError("sshrec itself failed"), "failed")
                 self._close()
                 raise
             return self._close()
@@ -465,9 +467,9 @@ class Live:
                 self._hop.send_signal(signal.SIGTERM)
         self._loop.within(0)
 
-    def _fail(self, error: SshrecError) -> None:
-        """The recording cannot be written: nothing more is shown, and the hop dies now."""
-        self._reason, self._detail, self._hint = "recording-failed", str(error), error.hint
+    def _fail(self, error: SshrecError, reason: str) -> None:
+        """Nothing may go on (the recording cannot be written, …): nothing more is shown, and the hop dies now."""
+        self._reason, self._detail, self._hint = reason, str(error), error.hint
         self._stop_hop()
 
     def _stop_hop(self) -> None:

@@ -99,7 +99,7 @@ def test_every_command_is_listed_in_sshrec_1() -> None:
 
 
 def test_every_option_of_the_gateway_is_on_its_page() -> None:
-    program = (ROOT / "sshrec/libexec/sshrec-gateway").read_text()
+    program = (ROOT / "sshrec/libexec/sshrec_gateway.py").read_text()
     known = set(re.findall(r'"(--?[a-z]+)"', program)) - {"-I", "-m"}
     assert {"--socket", "--embedded", "-c"} <= known
     assert documented(page("sshrec-gateway.8")) == known

@@ -24,6 +24,7 @@ from tests.lab import LabError
 FULL = Size(rounds=10, keys=100, sessions=50, megabytes=64)
 QUICK = Size(rounds=3, keys=100, sessions=8, megabytes=16)
 FULL_PATIENCE, QUICK_PATIENCE = 60.0, 4.0  # seconds, for a quiet machine
+FULL_SECONDS, QUICK_SECONDS = 900.0, 80.0  # after which nothing new is begun
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- measured: -->", "<!-- end of measured -->"
@@ -86,21 +87,35 @@ def _run(options: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory(prefix="sr-bench-", dir="/tmp") as directory, laboratory(present) as routes:
         Path(directory).chmod(0o755)
         workload = Workload(Path(directory, "work"), size.megabytes)
-        for measure in measures(workload, size):
-            if not options.measures or measure.name in options.measures.split(","):
-                _say(f"{time.monotonic() - began:4.0f} s: {measure.name}")
-                _rounds(measure, routes, max(1, round(size.rounds * measure.share)), patience, report)
+        every = measures(workload, size)
+        todo = [one for one in every if not options.measures or one.name in options.measures.split(",")]
+        for number, measure in enumerate(todo, 1):
+            _say(f"{time.monotonic() - began:4.0f} s: {measure.name}")
+            # What an early measure leaves of its time is the later ones'.
+            until = began + (QUICK_SECONDS if options.quick else FULL_SECONDS) * number / len(todo)
+            _rounds(measure, routes, max(1, round(size.rounds * measure.share)), until, patience, report)
     report.load = patience.seen
     report.seconds = round(time.monotonic() - began, 1)
     return report
 
 
 def _rounds(
-    measure: Measure, routes: Sequence[Route], rounds: int, patience: machine.Patience, report: Report
+    measure: Measure,
+    routes: Sequence[Route],
+    rounds: int,
+    until: float,
+    patience: machine.Patience,
+    report: Report,
 ) -> None:
-    """Take a measure of every route, in another order in each round; what fails once is not tried again."""
+    """Take a measure of every route, in another order in each round; what fails once is not tried again.
+
+    `until`: monotonic time after which no second round is begun.
+    """
     failed: set[str] = set()
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number and time.monotonic() > until:
+            _say(f"{measure.name}: {number} of {rounds} rounds, for want of time")
+            return
         patience.wait()
         for route in random.sample(routes, len(routes)):
             if route.name in failed or not measure.applies(route):

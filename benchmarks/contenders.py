@@ -140,7 +140,8 @@ class Route:
         last: dict[int, float] = {}
         if self.daemon is not None:
             first = {pid: accounting.cpu_seconds(pid) for pid in accounting.children(self.daemon)}
-        while sessions := self._sessions():
+        # Between the worker's end and the packer's start there is nobody; then the plain recording still is.
+        while (sessions := self._sessions()) or self._unpacked():
             if self.daemon is not None:
                 for pid in accounting.children(self.daemon):
                     last[pid] = accounting.cpu_seconds(pid) or last.get(pid, 0.0)
@@ -149,6 +150,9 @@ class Route:
                 raise BenchmarkError(f"the bastion did not come to rest; there still are: {names}")
             time.sleep(0.002)
         return sum(seconds - first.get(pid, 0.0) for pid, seconds in last.items())
+
+    def _unpacked(self) -> bool:
+        return isinstance(self.contender, Sshrec) and any(self.lab.data_dir.rglob("*.cast"))
 
     def kept(self) -> int:
         """Bytes that the recordings take on disk."""

@@ -43,7 +43,7 @@ class Node:
     address: Annotated[
         str | None,
         _doc(
-            "IP address or DNS name to dial; the name itself where there is none. An address written "
+            "IP address or DNS name to dial; the name itself where there is none. An IP address written "
             "here may be any, loopback too."
         ),
     ] = None

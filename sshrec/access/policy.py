@@ -56,7 +56,7 @@ def locate(config: Config, target: Target) -> Place | Deny:
         return Place(target.host, target.host, target.port or 22, named=False)
     if target.port not in (None, node.port):
         return Deny("nodes", f"{node.name} is reached on port {node.port}, not {target.port}")
-    return Place(node.name, node.address or node.name, node.port, named=node.address is not None)
+    return Place(node.name, node.address or node.name, node.port, named=_is_literal(node.address))
 
 
 def authorise(
@@ -77,6 +77,14 @@ def authorise(
     if not allowed:
         return Deny("addresses", f"{_told(place.name, addresses)} is where no session may go")
     return Allow("nodes" if config.nodes else "any host", allowed, config.record_input)
+
+
+def _is_literal(address: str | None) -> bool:
+    """Whether it is an IP address, and not a name that DNS may lead anywhere."""
+    try:
+        return address is not None and bool(ipaddress.ip_address(address))
+    except ValueError:
+        return False
 
 
 def _told(name: str, addresses: tuple[Address, ...]) -> str:

@@ -84,9 +84,9 @@ class Control:
             return
         except OSError:
             message = b""
+        self._loop.unwatch(sock.fileno())
         word, _, rest = message.partition(b" ")
         if word == b"watch":
-            self._loop.unwatch(sock.fileno())
             self.add_watcher(sock)
             return
         if word == b"status":
@@ -94,7 +94,6 @@ class Control:
         elif word == b"kill":
             self._tell(sock, b"ok")
             self._kill(printable(rest, 80))
-        self._loop.unwatch(sock.fileno())
         sock.close()
 
     def _tell(self, sock: socket.socket, message: bytes) -> None:

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import select
-import shutil
 import signal
 import socket
 import time
@@ -27,12 +26,15 @@ from sshrec.errors import ConfigError, Denied, SshrecError, Unreachable, describ
 from sshrec.gateway import control, handoff
 from sshrec.gateway.live import complaint
 from sshrec.gateway.rehearsal import rehearse
-from sshrec.gateway.worker import Worker, new_session
+from sshrec.gateway.worker import Worker, look_after, new_session
+from sshrec.recording.recovery import Found
 from sshrec.storage.local import Store
 
 STUCK_SECONDS = 10.0  # without a heartbeat: the hop is killed
 DEAD_SECONDS = 60.0  # without one: the worker itself
 CHECK_SECONDS = 1.0
+SLEPT_SECONDS = 3.0  # between two checks: then sshrecd itself was not running
+RESCAN_SECONDS = 60.0
 BACKLOG = 1024
 FIRST_FD = 3  # of socket activation: sd_listen_fds(3)
 
@@ -66,6 +68,7 @@ class Daemon:
         self._left: list[str] = []  # sessions to look after
         self._housekeeper: int | None = None  # a pidfd
         self._housekeeper_pid = 0
+        self._rescanned = 0.0
         self._stop = False
         self._bound: Path | None = None
 
@@ -84,10 +87,11 @@ class Daemon:
         self._wake = (wake, waker)
         self._poll.register(wake, select.POLLIN)
         self._poll.register(self._listener, select.POLLIN)
-        self._adopt()
-        self._left += [session for session in self._store.unfinished() if not self._is_live(session)]
-        self._housekeep()
-        rehearse(self._config)
+        self._rescan(everything=True)
+        try:
+            rehearse(self._config)
+        except Exception:
+            log.exception("the rehearsal failed; sessions will only start a little slower")
         gc.collect()
         gc.freeze()  # what is here now stays shared with the workers
         notify("READY=1")
@@ -105,9 +109,10 @@ class Daemon:
                     self._housekept()
                 elif fd == wake.fileno():
                     wake.recv(512)
-            if time.monotonic() - checked >= CHECK_SECONDS:
-                checked = time.monotonic()
-                self._check()
+            now = time.monotonic()
+            if now - checked >= CHECK_SECONDS:
+                self._check(now, slept=now - checked > SLEPT_SECONDS)
+                checked = now
         notify("STOPPING=1")
         if self._bound is not None:
             self._bound.unlink(missing_ok=True)
@@ -147,19 +152,35 @@ class Daemon:
         listener.setblocking(False)
         return listener
 
-    def _adopt(self) -> None:
-        """Take over the sessions that an earlier sshrecd left living, and find those that died meanwhile."""
-        for session in control.live(self._config.run_dir):
-            try:
-                channel = control.connect(self._config.run_dir, session)
-                channel.send(b"watch")
-                pid, _ = handoff.peer(channel)
-                pidfd = os.pidfd_open(pid)
-            except (Unreachable, Denied, OSError):
-                self._left.append(session)
-                continue
-            self._supervise(session, pid, -1, pidfd, channel, forked=False)
-            log.info("%s: adopted", session)
+    def _rescan(self, *, everything: bool = False) -> None:
+        """Adopt sessions that live and are not ours yet; have those looked after that died unseen.
+
+        The start is one occasion (an earlier sshrecd left them); what a full disk kept from being sealed, or a
+        housekeeper that died left undone, is another. `everything`: recordings of all days, not of the newest.
+        """
+        self._rescanned = time.monotonic()
+        known = {worker.session for worker in self._workers.values()}
+        try:
+            run_dirs = [session for session in control.live(self._config.run_dir) if session not in known]
+            adopted = {session for session in run_dirs if self._adopt(session)}
+            unfinished = self._store.unfinished(None if everything else 2)
+            self._left += {*run_dirs, *unfinished} - known - adopted
+        except (OSError, SshrecError):
+            log.exception("cannot look for sessions that were left")
+        self._housekeep()
+
+    def _adopt(self, session: str) -> bool:
+        """Supervise a session whose worker answers; False where none does."""
+        try:
+            channel = control.connect(self._config.run_dir, session)
+            channel.send(b"watch")
+            pid, _ = handoff.peer(channel)
+            pidfd = os.pidfd_open(pid)
+        except (Unreachable, Denied, OSError):
+            return False
+        self._supervise(session, pid, -1, pidfd, channel, forked=False)
+        log.info("%s: adopted", session)
+        return True
 
     def _supervise(
         self, session: str, pid: int, uid: int, pidfd: int, channel: socket.socket, *, forked: bool
@@ -204,7 +225,13 @@ class Daemon:
         if pid == 0:
             self._become_worker(session, gateway, ours, theirs)
         theirs.close()
-        self._supervise(session, pid, uid, os.pidfd_open(pid), ours, forked=True)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        self._supervise(session, pid, uid, pidfd, ours, forked=True)
 
     def _become_worker(
         self, session: str, gateway: socket.socket, ours: socket.socket, theirs: socket.socket
@@ -238,18 +265,17 @@ class Daemon:
 
     # ---- while they live --------------------------------------------------------------------------------
 
-    def _hear(self, worker: Supervised) -> None:
+    def _hear(self, worker: Supervised) -> bool:
+        """One message of a worker; False where there is none (any more)."""
         try:
             message = worker.channel.recv(handoff.MESSAGE_BYTES)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             message = b""
-        if not message:  # it has hung up; the pidfd tells when it has ended
-            self._poll.unregister(worker.channel)
-            del self._channels[worker.channel.fileno()]
-            worker.channel.close()
-            return
+        if not message:  # the pidfd will tell when it has ended
+            self._hang_up(worker)
+            return False
         worker.beat = time.monotonic()
         if message != b"b":
             before = worker.status.get("state")
@@ -258,11 +284,24 @@ class Daemon:
                 worker.uid = worker.status.get("uid", worker.uid)
             if worker.status.get("state") != before:
                 _log(worker)
+        return True
 
-    def _check(self) -> None:
-        """Kill the hop of a worker that is stuck (a hung disk): unrecorded, nothing may go on."""
-        now = time.monotonic()
+    def _hang_up(self, worker: Supervised) -> None:
+        if worker.channel.fileno() >= 0:
+            self._poll.unregister(worker.channel)
+            del self._channels[worker.channel.fileno()]
+            worker.channel.close()
+
+    def _check(self, now: float, *, slept: bool) -> None:
+        """Kill the hop of a worker that is stuck (a hung disk): unrecorded, nothing may go on.
+
+        `slept`: so were we ourselves (a suspended or frozen machine), and nobody could have beaten.
+        """
+        if now - self._rescanned >= RESCAN_SECONDS:
+            self._rescan()
         for worker in self._workers.values():
+            if slept:
+                worker.beat = now
             silent = now - worker.beat
             if silent >= STUCK_SECONDS and not worker.hop_killed and worker.channel.fileno() >= 0:
                 worker.hop_killed = True
@@ -272,18 +311,18 @@ class Daemon:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
-    def _is_live(self, session: str) -> bool:
-        return any(worker.session == session for worker in self._workers.values())
-
     # ---- when they end ----------------------------------------------------------------------------------
 
     def _reap(self, worker: Supervised) -> None:
         if worker.forked:
-            _, status = os.waitpid(worker.pid, 0)
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid == 0:
+                return  # the event was another's, who had the number before
             if status:
                 log.error("%s: its worker died (%d)", worker.session, os.waitstatus_to_exitcode(status))
-        while worker.channel.fileno() >= 0:
-            self._hear(worker)  # its last words, then its end
+        while worker.channel.fileno() >= 0 and self._hear(worker):
+            pass  # its last words
+        self._hang_up(worker)
         self._poll.unregister(worker.pidfd)
         del self._workers[worker.pidfd]
         os.close(worker.pidfd)
@@ -295,7 +334,12 @@ class Daemon:
         if self._housekeeper is not None or not self._left:
             return
         todo, self._left = self._left, []
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            log.exception("cannot look after %d sessions now", len(todo))
+            self._left = todo
+            return
         if pid == 0:
             status = 1
             try:
@@ -314,17 +358,22 @@ class Daemon:
 
     def _look_after(self, session: str) -> None:
         try:
-            if self._store.recover(session, time.time_ns() // 1_000_000, "its worker died"):
-                log.warning("%s: sealed as aborted", session)
-            shutil.rmtree(Path(self._config.run_dir, session), ignore_errors=True)
-            if self._store.path(session).exists():
-                self._store.pack(session)
+            found = look_after(self._config, session)
         except Exception:
             log.exception("%s: cannot be looked after", session)
+        else:
+            if found is Found.SEALED:
+                log.warning("%s: sealed as aborted", session)
 
     def _housekept(self) -> None:
         assert self._housekeeper is not None
-        os.waitpid(self._housekeeper_pid, 0)
+        pid, status = os.waitpid(self._housekeeper_pid, os.WNOHANG)
+        if pid == 0:
+            return
+        if status:
+            log.error(
+                "housekeeping died (%d); what it left is looked for again", os.waitstatus_to_exitcode(status)
+            )
         self._poll.unregister(self._housekeeper)
         os.close(self._housekeeper)
         self._housekeeper = None

@@ -92,6 +92,7 @@ def receive(sock: socket.socket) -> Signal | Agent | None:
     if message[:1] == b"S" and len(message) == 2 and not descriptors:
         return Signal(message[1])
     if message[:1] == b"A" and len(message) == 2:
+        _close(descriptors[1:])  # the kernel's padding has room for one that nobody asked for
         return Agent(message[1], descriptors[0] if descriptors else None)
     _close(descriptors)
     raise SshrecError("the gateway sent a message that is none")
@@ -118,7 +119,8 @@ def _receive(sock: socket.socket, count: int) -> tuple[bytes, list[int]]:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         _close(list(descriptors))
-        raise UsageError(f"the request has more than {MESSAGE_BYTES} bytes")
+        what = f"{MESSAGE_BYTES} bytes" if flags & socket.MSG_TRUNC else "descriptors than there is room for"
+        raise UsageError(f"the gateway's message has more than {what}")
     return message, list(descriptors)
 
 

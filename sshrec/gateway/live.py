@@ -173,12 +173,14 @@ class Live:
             "kind": request.kind,
             "terminal": request.terminal,
             "rule": self._decision.rule,
-            "key": credential.algorithm,
+            "key": f"{credential.algorithm} {client.fingerprint(credential.blob)}",
             "client": self._visit.client,
             "start": asciicast.rfc3339(wall_ms),
             "recording": self._config.session_recording,
             "version": __version__,
         }
+        if self._visit.tty:
+            facts["tty"] = self._visit.tty
         if credential.key_id is not None:
             facts |= {"key_id": credential.key_id, "serial": credential.serial}
         if request.command is not None:
@@ -239,7 +241,7 @@ class Live:
 
     def _relay_terminal(self, hop: Hop) -> None:
         visit = self._visit
-        terminal.copy_winsize(visit.stdin, hop.stdin)
+        self._resize(time.monotonic())  # once more: it may have changed since the header
         output = partial(self._output, "stdout")
         self._pump("stdout", hop.stdout, visit.stdout, output, on_lost=self._left)
         # What ssh asks its terminal, if it ever does, comes here.
@@ -249,14 +251,10 @@ class Live:
         visit = self._visit
         for name, source, sink in (("stdout", hop.stdout, visit.stdout), ("stderr", hop.stderr, visit.stderr)):
             stream: Stream = "stdout" if name == "stdout" else "stderr"
-            self._pump(
-                stream,
-                source,
-                sink,
-                partial(self._output, stream),
-                on_end=partial(visit.let_go, sink),
-                on_lost=partial(self._reader_gone, stream, source),
-            )
+            # Standard error stays open: what goes wrong is still to be told there.
+            ended = partial(visit.let_go, sink) if stream == "stdout" else _nothing
+            gone = partial(self._reader_gone, stream, source)
+            self._pump(stream, source, sink, partial(self._output, stream), on_end=ended, on_lost=gone)
         over = partial(self._input_over, hop)
         self._pump("stdin", visit.stdin, hop.stdin, self._input, on_end=over, on_lost=over)
 
@@ -276,18 +274,22 @@ class Live:
             signal="unknown" if self._ssh_log.signalled else None,
             detail=self._detail,
             address=self._address,
-            host_key=self._ssh_log.host_key,
+            host_key=self._host_key(),
         )
         try:
-            for stream, data in self._recorder.close(self._us(), self._wall(), outcome):
-                self._show(stream, data)
-            self._sealed = True
+            held = self._recorder.close(self._us(), self._wall(), outcome)
             if self._config.session_recording == "proxy-sync":
+                self._loop.unwatch(self._file.notify)
                 self._file.finish()
-            self._flush()
+            for stream, data in held:
+                self._show(stream, data)
         except RecordingError as error:
             text = text or complaint(error)
             status = 255
+        self._sealed = True
+        for pump in self._pumps.values():
+            pump.resume()
+        self._flush()
         for pump in self._pumps.values():
             pump.stop()
         self._changed(state="ended", reason=outcome.reason, status=status, detail=outcome.detail)
@@ -317,7 +319,8 @@ class Live:
             self._hop.send_signal(signal.SIGKILL)
         if now >= self._hint_at:
             self._hint_at = FOREVER
-            self._show("stderr", NO_TERMINAL.encode())
+            if not any(self._recorder.counts.values()) and not self._pumps["stdin"].ended:
+                self._show("stderr", self._output("stderr", memoryview(NO_TERMINAL.encode())))
         for stream, data in self._recorder.tick(self._us(), self._wall()):
             self._show(stream, data)
         due = self._recorder.due(self._us())
@@ -363,7 +366,6 @@ class Live:
         return shown
 
     def _input(self, data: memoryview) -> Data:
-        self._hint_at = FOREVER
         self._recorder.input(self._us(), data, keep=self._decision.record_input)
         return data
 
@@ -394,7 +396,7 @@ class Live:
     def _resize(self, now: float) -> None:
         self._resized_at = now
         if self._hop is None or self._visit.modes is None:
-            return
+            return  # _relay_terminal will look again
         with contextlib.suppress(OSError):  # a terminal that is gone says so by its pump
             size = terminal.copy_winsize(self._visit.stdin, self._hop.stdin)
             if size != self._size:
@@ -402,7 +404,7 @@ class Live:
                 self._recorder.resize(self._us(), size.columns, size.rows)
 
     def _hand_connection(self, listener: socket.socket, connection: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError), listener.accept()[0] as helper:
+        with contextlib.suppress(OSError), listener.accept()[0] as helper:  # it may be dead: then so is ssh
             socket.send_fds(helper, [b"\0"], [connection.fileno()])
 
     def _read_log(self, _events: int) -> None:
@@ -428,6 +430,11 @@ class Live:
 
     def _left(self) -> None:
         self._end("client-disconnect")
+
+    def _host_key(self) -> str | None:
+        if self._config.proxy_checks_host_keys:
+            return self._ssh_log.host_key
+        return client.seen_host_key(self._run)
 
     # ---- the end ---------------------------------------------------------------------------------------
 
@@ -500,7 +507,7 @@ class Live:
             self._give_up_at = min(self._give_up_at, time.monotonic() + DRAIN_SECONDS)
 
         def flushed() -> bool:
-            return all(pump.lost or not pump.pending for pump in self._pumps.values())
+            return all(pump.lost or not pump.pending for name, pump in self._pumps.items() if name != "stdin")
 
         self._turn(lambda: flushed() or time.monotonic() >= self._give_up_at)
 
@@ -537,6 +544,10 @@ class Live:
 def complaint(error: SshrecError) -> str:
     """An error as a person reads it, on their standard error."""
     return f"sshrec: error: {error}\n" + (f"sshrec: hint: {error.hint}\n" if error.hint else "")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 READ_BYTES = 64 * 1024
 
-_GONE = {errno.EIO, errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}
+_GONE = {errno.EIO, errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN}
 _BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
@@ -102,15 +102,19 @@ class Pump:
 
     def show(self, data: bytes | memoryview) -> None:
         """Write something that did not come from the source (or was held back), in its turn."""
+        if self.ended or self.lost or not data:
+            return
         if self._pending:
             self._pending = bytes(self._pending) + bytes(data)
-        elif data:
+        else:
             self._send(data)
 
     def resume(self) -> None:
-        """What was taken may be shown now."""
-        if self._pending:
+        """What was taken may be shown now, as far as `kept` says so."""
+        if self._pending and not self.ended:
             self._send(self._pending)
+            if self._pending and self._kept is not None and self._kept():
+                self._loop.watch(self.sink, self._sink_ready, select.POLLOUT)
 
     def drain(self) -> None:
         """The writer of the source is dead: take what is left in it, then end."""
@@ -120,14 +124,17 @@ class Pump:
 
     def cut(self) -> None:
         """Read no more; what was taken is still written. `on_end` is not called."""
-        self._eof = True
-        self._loop.unwatch(self.source)
+        if not self.ended:
+            self._eof = True
+            self._loop.unwatch(self.source)
 
     def stop(self) -> None:
         """Let go of both ends at once; `on_end` is not called."""
-        self.ended = True
-        self._loop.unwatch(self.source)
-        self._loop.unwatch(self.sink)
+        if not self.ended:
+            self.ended = self._eof = True
+            self._pending = b""
+            self._loop.unwatch(self.source)
+            self._loop.unwatch(self.sink)
 
     def _source_ready(self, _events: int) -> None:
         try:

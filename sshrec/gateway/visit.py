@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import os
 import pwd
+import termios
 
 from sshrec.access.policy import Address
 from sshrec.errors import Denied
@@ -24,13 +25,16 @@ class Visit:
         self.uid = hello.uid
         self.stdin, self.stdout, self.stderr = hello.descriptors
         self._blocking = {fd: os.get_blocking(fd) for fd in hello.descriptors}
-        self.terminal = os.isatty(self.stdin)
-        self.modes = terminal.Modes(self.stdin) if self.terminal else None
+        self.modes: terminal.Modes | None = None
+        with contextlib.suppress(termios.error):  # no terminal, or one that has just hung up
+            self.modes = terminal.Modes(self.stdin)
+        self.terminal = self.modes is not None
         facts = hello.facts
         self.command = facts.get("command", b"")
         self.term = checked_term(facts.get("term", b""))
         self.lang = facts.get("lang", b"")
         self.agent = "agent" in facts
+        self.tty = printable(facts.get("tty", b""), 40)
         self._auth = facts.get("auth", b"")
         words = facts.get("connection", b"").decode("ascii", "replace").split()
         self.client = printable(" ".join(words[:2]), 80)  # address and port

@@ -20,12 +20,13 @@ from typing import Any
 
 from sshrec.access.policy import Deny, authorise, locate
 from sshrec.config import Config, load
-from sshrec.errors import Denied, SshrecError, UsageError, describe
-from sshrec.gateway import handoff, network, request, terminal
+from sshrec.errors import Denied, NotFound, SshrecError, UsageError, describe
+from sshrec.gateway import control, handoff, network, request, terminal
 from sshrec.gateway.control import Control
 from sshrec.gateway.live import Live, complaint
 from sshrec.gateway.relay import Loop
 from sshrec.gateway.visit import Visit
+from sshrec.recording.recovery import Found
 from sshrec.session import Request, Target, User, session_id
 from sshrec.storage.local import Store
 
@@ -56,12 +57,14 @@ class Worker:
         self._control: Control | None = None
         self._live: Live | None = None
         self._gone = False
+        self._killed_by: str | None = None
         self._beat_at = 0.0
 
     def run(self) -> None:
         """The visit. Whatever happens, the gateway learns how it ended, once the person's descriptors are shut."""
         status, text = 255, ""
         try:
+            self._serve()
             visit = Visit(handoff.receive_hello(self._gateway))
             try:
                 status, text = self._conduct(visit)
@@ -86,7 +89,9 @@ class Worker:
     # ---- the steps ------------------------------------------------------------------------------------
 
     def _conduct(self, visit: Visit) -> tuple[int, str]:
-        self._serve()
+        with contextlib.suppress(OSError):  # a gateway that is gone says so by its end
+            self._gateway.send(b"T")
+        self._loop.watch(self._gateway.fileno(), self._hear)
         user, credential = visit.identify()
         self._changed(user=user.name, uid=user.uid, client=visit.client)
         wanted = self._request(visit, user)
@@ -118,7 +123,7 @@ class Worker:
         return live.conduct(self._set_live)
 
     def _serve(self) -> None:
-        """The run directory, the control socket, and an ear for the gateway."""
+        """The run directory and the control socket: from here on a new sshrecd finds this worker."""
         try:
             self._directory.mkdir(mode=0o700)
         except OSError as error:
@@ -126,8 +131,6 @@ class Worker:
         self._control = Control(self._loop, self._directory, self._report, self.kill)
         if self._watcher is not None:
             self._control.add_watcher(self._watcher)
-        self._loop.watch(self._gateway.fileno(), self._hear)
-        self._gateway.send(b"T")
 
     def _request(self, visit: Visit, user: User) -> Request:
         """What sshd was given, or what the person types when asked."""
@@ -182,6 +185,8 @@ class Worker:
     def _until(self, condition: Callable[[], bool]) -> None:
         """Turn the loop until then; Gone where the person leaves first."""
         self._turn(lambda: condition() or self._gone)
+        if self._killed_by is not None:
+            raise Denied(f"this session was ended by {self._killed_by}")
         if self._gone:
             raise Gone
 
@@ -235,7 +240,7 @@ class Worker:
 
     def kill(self, who: str) -> None:
         """An administrator ends the visit."""
-        self._gone = True
+        self._gone, self._killed_by = True, who
         if self._live is not None:
             self._live.kill(who)
 
@@ -243,6 +248,18 @@ class Worker:
 def new_session() -> str:
     """An id for a session that begins now."""
     return session_id(time.time_ns() // 1_000_000, os.urandom(10))
+
+
+def look_after(config: Config, session: str) -> Found:
+    """Seal and pack what an ended session left, and remove its run directory; says what its recording was."""
+    store = Store(config.recordings_dir)
+    found = store.recover(session, time.time_ns() // 1_000_000, "its worker died")
+    if found is not Found.ALIVE:
+        shutil.rmtree(Path(config.run_dir, session), ignore_errors=True)
+    if found in (Found.SEALED, Found.FINISHED):
+        with contextlib.suppress(NotFound):  # somebody else has packed it
+            store.pack(session)
+    return found
 
 
 def main() -> None:
@@ -255,12 +272,11 @@ def main() -> None:
         shown = error if isinstance(error, SshrecError) else SshrecError(f"{error.filename}: {describe(error)}")
         handoff.finish(gateway, 255, complaint(shown))
         return
-    Worker(config, new_session(), gateway).run()
-    store = Store(config.recordings_dir)
-    for left in list(store.unfinished()):  # ours, and those whose workers died: nobody else looks after them
-        store.recover(left, time.time_ns() // 1_000_000, "its worker died")
-        if not store.alive(left):
-            store.pack(left)
+    session = new_session()
+    Worker(config, session, gateway).run()
+    os.nice(19)
+    for left in {session, *control.live(config.run_dir)}:  # ours, and those whose workers died: nobody else does
+        look_after(config, left)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import select
 import sys
 
 SOCKET = "/run/sshrec/sshrecd.sock"
-PATIENCE_MS = 10_000  # without a heartbeat
+PATIENCE = 10  # seconds without a heartbeat
 HINT_DOWN = "an administrator can start it: systemctl start sshrecd.socket; root's own login is not affected"
 FORWARDED = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGWINCH)
 IGNORED = (_signal.SIGPIPE, _signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU, _signal.SIGUSR1, _signal.SIGUSR2)
@@ -153,9 +153,11 @@ def forward(sock, command):
     ready = select.poll()
     ready.register(sock, select.POLLIN)
     ready.register(wake, select.POLLIN)
+    silent = 0
     while True:
-        events = ready.poll(PATIENCE_MS)
-        if not events:
+        events = ready.poll(1000)
+        silent = 0 if events else silent + 1  # turns, not the clock: a suspended machine is not a silent one
+        if silent >= PATIENCE:
             end("the recorder has not answered for 10 seconds: the session is over")
         for descriptor, _ in events:
             if descriptor == wake.fileno():

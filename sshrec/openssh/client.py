@@ -6,8 +6,10 @@ ours, and the command stands alone behind `--`.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +52,10 @@ class Run:
     @property
     def log(self) -> Path:
         return self.directory / "log"
+
+    @property
+    def seen_hosts(self) -> Path:
+        return self.directory / "seen_hosts"
 
 
 def checked_term(term: bytes) -> str:
@@ -101,6 +107,7 @@ ControlPath none
 CanonicalizeHostname no
 KnownHostsCommand none
 UpdateHostKeys no
+HashKnownHosts no
 VerifyHostKeyDNS no
 NoHostAuthenticationForLocalhost no
 RequiredRSASize 2048
@@ -134,7 +141,7 @@ def configuration(
         agent=run.agent,
         request_tty="force" if terminal else "no",
         strict="yes" if checks else "no",
-        user_known_hosts="none" if checks else "/dev/null",
+        user_known_hosts="none" if checks else run.seen_hosts,  # there ssh notes what it accepted unseen
         known_hosts=(" ".join(map(str, config.known_hosts)) or "none") if checks else "/dev/null",
         connect_timeout=hop.connect_timeout,
         alive_interval=hop.alive_interval,
@@ -164,18 +171,21 @@ def environment(term: str) -> dict[str, str]:
 class Log:
     """What ssh wrote to -E at level DEBUG1, line by line.
 
-    `messages`: what ssh would have told the person; `host_key`: type and fingerprint as the target showed
-    it; `agent_has_key`: the person's agent holds the credential; `authenticated`: the target accepted it;
+    `messages`: what ssh would have told the person, since the session was established where it was;
+    `agent_has_key`: the person's agent holds the credential; `authenticated`: the target accepted it;
     `established`: the session on the target was asked for; `signalled`: the target said that the command
     died by a signal (its name ssh does not tell).
+
+    A target can have ssh 9.2 write lines of its making (a line feed in SSH_MSG_DEBUG gets through), so what
+    is here words messages and nothing else, but for `host_key`.
     """
 
     messages: list[str] = field(default_factory=list)
     established: bool = False
     authenticated: bool = False
-    host_key: str | None = None
     signalled: bool = False
     agent_has_key: bool = False
+    _host_keys: set[str] = field(default_factory=set)
     _rest: bytes = b""
 
     def feed(self, data: bytes) -> None:
@@ -194,14 +204,19 @@ class Log:
             elif line and not line.startswith(_CHATTER) and len(self.messages) < _LOG_LINES:
                 self.messages.append(printable(line))
         elif words[:2] == ["Server", "host"] and words[2:3] in (["key:"], ["certificate:"]):
-            # Only the first: a target's later words may contain anything, a line feed too.
-            self.host_key = self.host_key or printable(" ".join(words[3:5]).rstrip(","))
+            self._host_keys.add(printable(" ".join(words[3:5]).rstrip(",")))
         elif text.startswith("Will attempt key: ") and words[-1] == "agent":
             self.agent_has_key = True
         elif text == "Entering interactive session.":
             self.established = True
+            self.messages.clear()
         elif "rtype exit-signal" in text:
             self.signalled = True
+
+    @property
+    def host_key(self) -> str | None:
+        """Type and fingerprint that ssh verified; None unless the log is of one mind: then a target lied."""
+        return next(iter(self._host_keys)) if len(self._host_keys) == 1 else None
 
     def failure(self, name: str, login: str, known_hosts: Sequence[Path]) -> SshrecError | None:
         """Why ssh ended with 255, in words for the person; None where the target's command just did."""
@@ -229,3 +244,18 @@ class Log:
             what = "the connection to" if self.established else "no session on"
             return Unreachable(f"{what} {name}{' was lost' if self.established else ''}: {words}")
         return None if self.established else Unreachable(f"no session on {name}: ssh gave up without a word")
+
+
+def seen_host_key(run: Run) -> str | None:
+    """Type and fingerprint of the host key that ssh accepted unchecked: from the file that it noted it in."""
+    try:
+        _, algorithm, blob = run.seen_hosts.read_text().split(maxsplit=2)
+    except (OSError, ValueError):
+        return None
+    return f"{algorithm} {fingerprint(blob)}"
+
+
+def fingerprint(blob: str) -> str:
+    """As `ssh-keygen -l` shows it: of a public key in base64."""
+    digest = hashlib.sha256(b64decode(blob)).digest()
+    return "SHA256:" + b64encode(digest).decode().rstrip("=")

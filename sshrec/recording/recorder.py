@@ -51,7 +51,7 @@ class Recorder:
         self._chain = Chain(session)
         self._open_since: int | None = None
         self._held: dict[Stream, bytes] = {}
-        self._held_since = 0
+        self._held_since: dict[Stream, int] = {}
         self._wall_start = wall_ms
         self._wall_step = 0
         self._wall_next = MINUTE_US
@@ -90,7 +90,7 @@ class Recorder:
             tail = _split_tail(data)
             if tail and not (not self._terminal and _binary(data)):
                 self._held[stream] = bytes(data[-tail:])
-                self._held_since = us
+                self._held_since[stream] = us
                 data = data[:-tail]
                 if not data:
                     return data
@@ -153,15 +153,14 @@ class Recorder:
         times = []
         if self._open_since is not None:
             times.append(self._open_since + CHUNK_US)
-        if self._held:
-            times.append(self._held_since + HOLD_US)
+        times += [self._held_since[stream] + HOLD_US for stream in self._held]
         return max(0, min(times) - us) if times else None
 
     def tick(self, us: int, wall_ms: int) -> list[tuple[Stream, bytes]]:
         """Do what time asks for: give up on held bytes (returned, to be shown), note the clock, seal."""
         shown: list[tuple[Stream, bytes]] = []
-        if self._held and us - self._held_since >= HOLD_US:
-            shown = self.release(us)
+        for stream in [stream for stream in self._held if us - self._held_since[stream] >= HOLD_US]:
+            shown += self.release(us, stream)
         step = wall_ms - self._wall_start - us // 1000
         stepped = abs(step - self._wall_step) > CLOCK_STEP_MS
         if stepped or (us >= self._wall_next and self._open_since is not None):

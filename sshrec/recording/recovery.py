@@ -5,13 +5,29 @@ Works on an open file that the caller has locked. Doing it twice changes nothing
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sshrec.errors import DataError
 from sshrec.recording.seal import Chain, Outcome, is_seal, read_seal
+
+
+class Found(Enum):
+    """What became of a recording that was looked after."""
+
+    SEALED = auto()  # as aborted, now
+    FINISHED = auto()  # it was closed already
+    EMPTY = auto()  # not even its header was written: nothing was recorded
+    ALIVE = auto()  # its worker holds its lock
+    ABSENT = auto()  # there is no plain file
+
+
+_TIME = re.compile(rb"\[([0-9]{1,9})\.([0-9]{6}),")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +41,10 @@ class State:
 
 
 def scan(file: BinaryIO, session: str) -> State:
-    """Read a recording from its start to its last whole line. Checks no hash: verification does that."""
+    """Read a recording from its start to its last whole line. Checks no hash: verification does that.
+
+    A damaged seal counts as a line of its chunk: it stays, and verification will name it.
+    """
     chain = Chain(session)
     end = us = 0
     outcome: dict[str, object] | None = None
@@ -33,40 +52,40 @@ def scan(file: BinaryIO, session: str) -> State:
     for line in file:
         if not line.endswith(b"\n"):
             break
+        seal = _seal(line)
         outcome = None
-        if is_seal(line):
-            chain.close(line)
-            outcome = read_seal(line).get("end")
-        else:
+        if seal is None:
             chain.add(line)
-        if line.startswith(b"["):
-            us = max(us, _time(line))
+        else:
+            chain.close(line)
+            outcome = seal.get("end")
+        us = max(us, _time(line))
         end += len(line)
     return State(chain, end, us, outcome)
 
 
-def recover(file: BinaryIO, session: str, torn: Path, wall_ms: int, detail: str) -> bool:
-    """Seal a recording as `aborted` unless it is closed already; True where that was needed.
+def recover(file: BinaryIO, session: str, torn: Path, wall_ms: int, detail: str) -> Found:
+    """Seal a recording as `aborted` unless it is closed already.
 
     `file`: open for reading and writing; `torn`: where a torn last line goes; `detail`: why, for people.
-    DataError where not even the header is whole: then there is nothing to seal, and `torn` has it all.
+    EMPTY where not even the header is whole: then there is nothing to seal, and `torn` has what there was.
     """
     state = scan(file, session)
-    if state.outcome is not None:
-        return False
     file.seek(state.end)
     tail = file.read()
     if tail:
         _keep(torn, tail)
         file.truncate(state.end)
+    if state.outcome is not None:
+        return Found.FINISHED
     if state.end == 0:
-        raise DataError("not even the header was written")
+        return Found.EMPTY
     end = Outcome("aborted", detail=detail)
     file.seek(state.end)
     file.write(state.chain.seal(state.us, wall_ms, end))
     file.flush()
     os.fdatasync(file.fileno())
-    return True
+    return Found.SEALED
 
 
 def _keep(torn: Path, tail: bytes) -> None:
@@ -76,6 +95,14 @@ def _keep(torn: Path, tail: bytes) -> None:
         os.fsync(beside.fileno())
 
 
+def _seal(line: bytes) -> dict[str, Any] | None:
+    if is_seal(line):
+        with contextlib.suppress(DataError):
+            return read_seal(line)
+    return None
+
+
 def _time(line: bytes) -> int:
-    seconds, _, fraction = line[1 : line.index(b",")].partition(b".")
-    return int(seconds) * 1_000_000 + int(fraction[:6].ljust(6, b"0"))
+    """Microseconds of an event line, 0 for any other."""
+    match = _TIME.match(line)
+    return int(match.group(1)) * 1_000_000 + int(match.group(2)) if match else 0

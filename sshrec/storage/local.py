@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import select
 import time
 from collections.abc import Iterator
@@ -19,10 +20,11 @@ from typing import BinaryIO
 
 from sshrec.errors import DataError, NotFound, RecordingError, describe
 from sshrec.recording import packing
-from sshrec.recording.recovery import recover
+from sshrec.recording.recovery import Found, recover
 from sshrec.session import SESSION_ID, started
 
 SYNC_SECONDS = 1.0
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -50,11 +52,16 @@ class Store:
         `durable`: call `synced` what the disk has, not what the kernel has.
         """
         path = self.path(session)
+        new = path.with_suffix(".new")
         try:
-            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            if not path.parent.exists():
+                path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+                sync_directory(self.root)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(path, flags, 0o640)
+            fd = os.open(new, flags, 0o640)
+            # Locked before it has its name: whoever finds a recording finds it locked while its worker lives.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            new.rename(path)
             sync_directory(path.parent)
         except OSError as error:
             raise RecordingError(f"cannot create a recording in {self.root}: {describe(error)}") from error
@@ -78,43 +85,52 @@ class Store:
 
     def __iter__(self) -> Iterator[tuple[str, Path]]:
         """Every recording, oldest first: session id and file."""
-        try:
-            days = sorted(entry.path for entry in os.scandir(self.root) if entry.is_dir())
-        except FileNotFoundError:
-            return
-        for day in days:
-            found: dict[str, Path] = {}
-            for name in sorted(os.listdir(day)):  # ID.cast comes before ID.cast.zst, and wins
-                session, _, suffix = name.partition(".")
-                if suffix in ("cast", "cast.zst") and SESSION_ID.fullmatch(session):
-                    found.setdefault(session, Path(day, name))
-            yield from found.items()
+        for day in self._days():
+            yield from self._on(day)
 
-    def recover(self, session: str, wall_ms: int, detail: str) -> bool:
-        """Seal a recording whose worker died; False where it is finished, or its worker lives."""
+    def _days(self) -> list[Path]:
+        try:
+            return sorted(self.root / name for name in os.listdir(self.root) if _DAY.fullmatch(name))
+        except FileNotFoundError:
+            return []
+
+    @staticmethod
+    def _on(day: Path) -> Iterator[tuple[str, Path]]:
+        found: dict[str, Path] = {}
+        for name in sorted(os.listdir(day)):  # ID.cast comes before ID.cast.zst, and wins
+            session, _, suffix = name.partition(".")
+            if suffix in ("cast", "cast.zst") and SESSION_ID.fullmatch(session):
+                found.setdefault(session, day / name)
+        yield from found.items()
+
+    def unfinished(self, days: int | None = None) -> Iterator[str]:
+        """Sessions whose plain recording is still there: live, dead, or waiting to be packed.
+
+        `days`: of how many of the newest days that have recordings; None means all.
+        """
+        for day in self._days()[-days if days else 0 :]:
+            yield from (session for session, path in self._on(day) if path.suffix == ".cast")
+
+    def recover(self, session: str, wall_ms: int, detail: str) -> Found:
+        """Seal a recording whose worker died, and remove one that was never begun."""
         path = self.path(session)
         try:
             fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            return False
+            return Found.ABSENT
         with os.fdopen(fd, "r+b") as file:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return False
-            try:
-                return recover(file, session, path.with_suffix(".torn"), wall_ms, detail)
-            except DataError:
+                return Found.ALIVE
+            found = recover(file, session, path.with_suffix(".torn"), wall_ms, detail)
+            if found is Found.EMPTY:
                 path.unlink()
                 sync_directory(path.parent)
-                return False
+            return found
 
     def alive(self, session: str) -> bool:
-        """Whether a worker holds the lock of a recording.
-
-        Ask only of one whose header is there: in the moment before, the question could take the lock from
-        the worker that is about to lock its new file.
-        """
+        """Whether a worker holds the lock of a recording."""
         try:
             fd = os.open(self.path(session), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -155,10 +171,6 @@ class Store:
             except OSError as error:
                 raise RecordingError(f"cannot pack {path}: {describe(error)}") from error
         return True
-
-    def unfinished(self) -> Iterator[str]:
-        """Sessions whose plain recording is still there: live, dead, or waiting to be packed."""
-        return (session for session, path in self if path.suffix == ".cast")
 
 
 class RecordingFile:

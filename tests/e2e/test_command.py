@@ -29,7 +29,7 @@ def test_streams_and_status(lab: Lab) -> None:
 
 
 def test_the_login_defaults_to_the_account(lab: Lab) -> None:
-    done = lab.ssh("-A", "bastion", "web1", "whoami")
+    done = lab.ssh("-A", "bastion", "web1", "echo $USER")
     assert done.stdout == b"joe\n"
     assert last(lab).facts["target"] == "joe@web1"
 

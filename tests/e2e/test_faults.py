@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -41,6 +42,11 @@ def live(lab: Lab, count: int = 1) -> list[dict[str, Any]]:
     return lab.wait(there, f"{count} live sessions")
 
 
+def ids(lab: Lab) -> list[str]:
+    """The sessions that have a recording."""
+    return [path.name.partition(".")[0] for path in lab.recordings()]
+
+
 def shell(lab: Lab) -> Child:
     child: Child = lab.spawn("-tA", "bastion", "root@web1")
     child.expect(PROMPT)
@@ -69,14 +75,14 @@ def limited(lab: Lab, size: int) -> Iterator[None]:
 
 
 def test_no_room_for_the_header(lab: Lab) -> None:
-    before = lab.recordings()
+    before = ids(lab)
     with limited(lab, 100):
         done = lab.ssh("-A", "bastion", "root@web1", "echo shown")
     assert done.returncode == 255
     assert done.stdout == b""
     assert b"sshrec: error: cannot write " in done.stderr
     assert b"file too large" in done.stderr
-    assert lab.recordings() == before
+    assert ids(lab) == before
 
 
 @pytest.mark.parametrize("size", [5_000, 100_000, 300_000])
@@ -137,6 +143,35 @@ def test_a_full_file_system(lab: Lab) -> None:
     finally:
         lab.stop_sshrecd()
         subprocess.run(["umount", recordings], check=True)
+
+
+def test_shown_only_once_it_is_on_disk(lab: Lab) -> None:
+    """session_recording: proxy-sync, with more output than any buffer holds."""
+    lab.stop_sshrecd()
+    lab.start_sshrecd({"session_recording": "proxy-sync"})
+    data = os.urandom(3_000_000)
+    done = lab.ssh("-A", "bastion", "root@web1", "cat; exit 3", input=data)
+    assert (done.returncode, done.stdout) == (3, data)
+    assert last(lab).facts["recording"] == "proxy-sync"
+    child = shell(lab)
+    child.sendline("seq 20000; exit 4")
+    child.expect_exact("20000\r\n")
+    ended(child)
+    assert child.exitstatus == 4
+    assert last(lab).end["status"] == 4
+
+
+def test_a_directory_of_somebody_elses_among_the_recordings(lab: Lab) -> None:
+    """A file system of its own has lost+found: nothing that sshrecd trips over."""
+    other = lab.data_dir / "recordings" / "lost+found"
+    other.mkdir(mode=0o700)
+    try:
+        lab.stop_sshrecd()
+        lab.start_sshrecd()
+        assert lab.ssh("-A", "bastion", "root@web1", "echo there").stdout == b"there\n"
+        last(lab)
+    finally:
+        other.rmdir()
 
 
 # ---- sshrecd ----------------------------------------------------------------------------------------------
@@ -403,6 +438,28 @@ def test_a_live_recording_plays(lab: Lab) -> None:
     lab.wait(lambda: is_seal(path.read_bytes().splitlines(keepends=True)[-1]), "an idle session to be sealed", 10)
     child.sendline("exit")
     ended(child)
+
+
+def test_whoever_asks_and_does_not_wait_costs_nothing(lab: Lab) -> None:
+    """A client of the control socket that is gone before its answer: the worker does not turn for it."""
+    child = shell(lab)
+    (session,) = live(lab)
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(str(lab.run_dir / session["session"] / "control"))
+            sock.send(b"status")
+    before = _turns(session["pid"])
+    time.sleep(1.0)
+    assert _turns(session["pid"]) - before < 50
+    child.sendline("exit")
+    ended(child)
+
+
+def _turns(pid: int) -> int:
+    """How often a process has gone to sleep and been woken."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    cpu = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0]) + int(cpu[11]) + int(cpu[12])
 
 
 def test_who_lists_who_is_there(lab: Lab) -> None:

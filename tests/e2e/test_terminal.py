@@ -281,6 +281,12 @@ def test_a_shell_without_a_terminal_says_so(lab: Lab) -> None:
     client.stdin.write(b"exit 3\n")
     client.stdin.close()
     assert client.wait(20) == 3
+    assert last(lab).streams()["stderr"].startswith(b"sshrec: hint: this shell has no terminal")
+
+
+def test_a_script_for_a_shell_is_not_told(lab: Lab) -> None:
+    done = lab.ssh("-A", "bastion", "root@web1", input=b"sleep 1.5; echo done\n")
+    assert (done.stdout, done.stderr) == (b"done\n", b"")
 
 
 class Tmux:

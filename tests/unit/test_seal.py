@@ -12,7 +12,7 @@ import pytest
 
 from sshrec.errors import DataError
 from sshrec.recording import reader
-from sshrec.recording.recovery import recover
+from sshrec.recording.recovery import Found, recover
 from sshrec.recording.seal import CHUNK_BYTES, Outcome, is_seal, read_seal
 from tests.recordings import SESSION, WALL_MS, Memory, Step, record
 
@@ -58,7 +58,8 @@ def kill_and_recover(path: Path, text: bytes) -> bytes:
     """What recovery makes of a recording that was cut off."""
     path.write_bytes(text)
     with path.open("r+b") as file:
-        assert recover(file, SESSION, path.with_suffix(".torn"), WALL_MS + 60_000, "its worker died")
+        found = recover(file, SESSION, path.with_suffix(".torn"), WALL_MS + 60_000, "its worker died")
+        assert found is Found.SEALED
     return path.read_bytes()
 
 
@@ -113,7 +114,8 @@ def test_recovery_after_a_kill_at_any_byte(tmp_path: Path) -> None:
         times = [event.time for event in reader.open_path(path)]
         assert times == sorted(times)
         with path.open("r+b") as file:
-            assert not recover(file, SESSION, torn, WALL_MS + 120_000, "again"), "a second run has nothing to do"
+            found = recover(file, SESSION, torn, WALL_MS + 120_000, "again")
+            assert found is Found.FINISHED, "a second run has nothing to do"
         assert path.read_bytes() == recovered
 
 
@@ -121,7 +123,7 @@ def test_recovery_leaves_a_finished_recording_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.cast"
     path.write_bytes(text := record(STEPS).text)
     with path.open("r+b") as file:
-        assert not recover(file, SESSION, tmp_path / "a.torn", WALL_MS, "no reason")
+        assert recover(file, SESSION, tmp_path / "a.torn", WALL_MS, "no reason") is Found.FINISHED
     assert path.read_bytes() == text
     assert not (tmp_path / "a.torn").exists()
 
@@ -138,9 +140,20 @@ def test_recovery_killed_in_the_middle_of_itself(tmp_path: Path) -> None:
 def test_without_a_whole_header_there_is_nothing_to_seal(tmp_path: Path) -> None:
     path, torn = tmp_path / "a.cast", tmp_path / "a.torn"
     path.write_bytes(b'{"version":2,"wid')
-    with path.open("r+b") as file, pytest.raises(DataError):
-        recover(file, SESSION, torn, WALL_MS, "its worker died")
+    with path.open("r+b") as file:
+        assert recover(file, SESSION, torn, WALL_MS, "its worker died") is Found.EMPTY
     assert torn.read_bytes() == b'{"version":2,"wid'
+
+
+@pytest.mark.parametrize("kind", ["seal", "event"])
+def test_damage_is_kept_and_sealed_over(tmp_path: Path, kind: str) -> None:
+    """A line that cannot be read stays where it is: it is evidence, and verification will name it."""
+    lines = record(STEPS, outcome=None).text.splitlines(keepends=True)
+    number = next(n for n, line in enumerate(lines) if is_seal(line) == (kind == "seal") and n > 1)
+    lines[number] = lines[number][:9] + b"\0" * 20 + b"\n"
+    recovered = kill_and_recover(tmp_path / "a.cast", b"".join(lines))
+    assert recovered.startswith(b"".join(lines))
+    assert read_seal(recovered.splitlines(keepends=True)[-1])["end"]["reason"] == "aborted"
 
 
 def test_only_a_seal_is_read_as_one() -> None:

@@ -29,11 +29,12 @@ class Hop:
     `tty`: to read what ssh asks its terminal, -1 where it has none. `pidfd`: readable once it has ended.
     """
 
-    def __init__(self, pid: int, stdin: int, stdout: int, stderr: int, tty: int) -> None:
+    def __init__(self, pid: int, stdin: int, stdout: int, stderr: int, tty: int, output: int = -1) -> None:
         self.pid, self.stdin, self.stdout, self.stderr, self.tty = pid, stdin, stdout, stderr, tty
+        self._output = output  # the end of the pipe `stdout` that ssh writes to
         self.pidfd = os.pidfd_open(pid)
         self.status: int | None = None
-        self._open = {stdin, stdout, stderr, tty, self.pidfd} - {-1}
+        self._open = {stdin, stdout, stderr, tty, output, self.pidfd} - {-1}
 
     def reap(self) -> int:
         """Its exit status (negative: minus the signal that ended it); waits for it."""
@@ -41,6 +42,16 @@ class Hop:
             _, status = os.waitpid(self.pid, 0)
             self.status = os.waitstatus_to_exitcode(status)
         return self.status
+
+    def block_output(self) -> None:
+        """Have ssh wait when we do not read, as it does for a terminal; once it has its session.
+
+        It makes an output that is no terminal non-blocking, and then buffers what we have not read, in ever
+        larger copies, for two to three times its CPU. The flag belongs to the pipe's end, which we share.
+        """
+        if self._output in self._open:
+            os.set_blocking(self._output, True)
+            self.let_go(self._output)
 
     def let_go(self, fd: int) -> None:
         """Close one of the descriptors, once."""
@@ -79,13 +90,15 @@ def under_pty(argv: list[bytes], env: dict[str, str], modes: list[Any], size: Wi
         child = ptyprocess.PtyProcess.spawn(
             argv, env=env, preexec_fn=prepare, dimensions=(size.rows, size.columns), pass_fds=(write,)
         )
-    finally:
+    except BaseException:
+        os.close(read)
         os.close(write)
+        raise
     # ptyprocess sleeps 0.1 s in close, and closes in __del__: keep the PTY's master and leave the object shut.
     master, tty = os.dup(child.fd), os.dup(child.fd)
     child.fileobj.close()
     child.closed = True
-    return Hop(child.pid, master, read, -1, tty)
+    return Hop(child.pid, master, read, -1, tty, write)
 
 
 def with_pipes(argv: list[bytes], env: dict[str, str]) -> Hop:

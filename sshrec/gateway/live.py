@@ -391,6 +391,7 @@ class Live:
         elif terminal.is_raw(hop.stdin):
             self._raw = True
             visit.modes.raw()
+            hop.block_output()
             self._pump("stdin", visit.stdin, hop.stdin, self._input, on_end=self._left)
 
     def _resize(self, now: float) -> None:
@@ -455,6 +456,7 @@ class Live:
         assert self._hop is not None
         self._loop.unwatch(self._hop.pidfd)
         self._hop.reap()
+        self._hop.block_output()  # where there never was a session: our end would keep the pipe open
         self._hop_ended = True
         self._kill_at = FOREVER
         for name, pump in self._pumps.items():

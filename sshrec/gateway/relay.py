@@ -22,21 +22,35 @@ _BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 class Loop:
-    """poll(2) with a callback for each descriptor, and one timer."""
+    """epoll(7) with a callback for each descriptor, and one timer.
+
+    epoll, for a session has a dozen descriptors that hardly ever do anything. It refuses regular files and
+    /dev/null, which never make anybody wait: those are called each turn.
+    """
 
     def __init__(self) -> None:
-        self._poll = select.poll()
+        self._poll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._always: dict[int, int] = {}  # descriptors that epoll refuses, and the events asked for
         self._due = 0  # nanoseconds, monotonic
 
     def watch(self, fd: int, callback: Callable[[int], None], events: int = select.POLLIN) -> None:
         """Call `callback(events)` when something happens; errors and hang-ups always count."""
-        self._poll.register(fd, events)
+        if fd in self._callbacks:
+            if fd in self._always:
+                self._always[fd] = events
+            else:
+                self._poll.modify(fd, events)
+        else:
+            try:
+                self._poll.register(fd, events)
+            except PermissionError:
+                self._always[fd] = events
         self._callbacks[fd] = callback
 
     def unwatch(self, fd: int) -> None:
         """Forget a descriptor; no harm where it was not watched."""
-        if self._callbacks.pop(fd, None) is not None:
+        if self._callbacks.pop(fd, None) is not None and self._always.pop(fd, None) is None:
             self._poll.unregister(fd)
 
     def within(self, seconds: float) -> None:
@@ -55,7 +69,8 @@ class Loop:
                 due = clock() + int(tick() * 1e9)
                 self._due = min(self._due, due)
                 continue
-            for fd, events in poll(-(-wait // 1_000_000)):
+            ready = [(fd, events) for fd, events in self._always.items() if events] if self._always else []
+            for fd, events in poll(0 if ready else wait / 1e9) + ready:
                 callback = callbacks.get(fd)
                 if callback is not None:
                     callback(events)

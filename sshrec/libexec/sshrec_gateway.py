@@ -59,7 +59,7 @@ def arguments(argv):
         elif word == "-c" and len(words) == 1:
             # We are the login shell. With a ForceCommand beside it, sshd runs us as `-c <that command>`.
             request = encode(words.pop(0))
-            if request in (encode(own), environ.get(b"SHELL")):
+            if request.removeprefix(b"exec ") in (encode(own), environ.get(b"SHELL")):
                 break
             return options, request
         else:

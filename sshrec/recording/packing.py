@@ -25,14 +25,13 @@ else:
 MAGIC = b"\x28\xb5\x2f\xfd"  # of a zstd frame: RFC 8878, 3.1.1
 LINE_MAX = 64 * 1024 * 1024
 
-# Measured on recordings of seq, base64, dpkg -l, ls -lR, source code and curses output, read 4 to 64 KiB at a
-# time, in CPU seconds per 100 MB of terminal output: level 1 packs in 0.06-0.31 and compares in 0.03-0.14, to
-# 0.04-0.34 of the output's size (0.16 of curses; 0.78 of base64 of random bytes, where 0.75 is all there is).
-# Level 2 costs a fifth more for a twentieth less; level 3 and up are past half a second; level -1 costs the same
-# and is a quarter larger. Frames of 256 KiB are no quicker, and twice the size where output repeats itself; those
-# of 1 MiB cost up to half as much again, for fresh memory each. A jump to anywhere unpacks one frame: 0.4 ms.
-LEVEL = 1
-FRAME_BYTES = 512 * 1024
+# Measured on terminal output of short lines and base64, and of cursor moves, colours and box drawing, read 4 to
+# 64 KiB at a time: level 3 packs the first to 0.38 of its size and the second to 0.26, in 0.30 CPU seconds per
+# 100 MB and 0.1 to compare. Level 1 takes two thirds of that, and 0.40 and 0.28; level 6 gets the second to 0.245
+# for a whole second. Frames of 256 KiB are no quicker, and twice the size where output repeats itself. A jump to
+# anywhere unpacks one frame: a millisecond.
+LEVEL = 3
+FRAME_BYTES = 1024 * 1024
 
 # What packed bytes may become: this much in any case, and past it no more than so many times their own size
 # (`yes` packs to a thousandth). A frame of zeros is 30 000 times its size.

@@ -84,11 +84,15 @@ class Recorder:
                     self.mark(us, f"{stream}: from here on counted and hashed, not kept")
                 self._account(stream, data)
                 return data
+        if not self._terminal and _binary(data):
+            self._exact(us, data, stream)
+            self._account(stream, data)
+            return data
         try:
             text = str(data, "utf-8")
         except UnicodeDecodeError:
             tail = _split_tail(data)
-            if tail and not (not self._terminal and _binary(data)):
+            if tail:
                 self._held[stream] = bytes(data[-tail:])
                 self._held_since[stream] = us
                 data = data[:-tail]
@@ -96,10 +100,7 @@ class Recorder:
                     return data
             self._output(us, data, stream)
         else:
-            if not self._terminal and "\0" in text:
-                self._output(us, data, stream)
-            else:
-                self._event(us, text, stream)
+            self._event(us, text, stream)
         self._account(stream, data)
         return data
 
@@ -117,7 +118,10 @@ class Recorder:
 
     def _output(self, us: int, data: Data, stream: Stream) -> None:
         """An output event whose text alone may not tell its bytes: they follow it."""
-        text = "" if not self._terminal and _binary(data) else str(data, "utf-8", "replace")
+        if not self._terminal and _binary(data):
+            self._exact(us, data, stream)
+            return
+        text = str(data, "utf-8", "replace")
         lines = asciicast.event_line(us, events.OUTPUT, text)
         count = 1
         if text.encode() != data:
@@ -127,6 +131,15 @@ class Recorder:
             lines = asciicast.event_line(us, events.STDERR, "") + lines
             count += 1
         self._put(us, lines, count)
+
+    def _exact(self, us: int, data: Data, stream: Stream) -> None:
+        """A read of a stream that is no text: an empty output event, and its bytes. (Base64 needs no escapes.)"""
+        time = b"%d.%06d" % (us // 1_000_000, us % 1_000_000)
+        lines = b'[%b,"o",""]\n[%b,"B","%b"]\n' % (time, time, b2a_base64(data, newline=False))
+        if stream == "stderr":
+            self._put(us, asciicast.event_line(us, events.STDERR, "") + lines, 3)
+        else:
+            self._put(us, lines, 2)
 
     def input(self, us: int, data: Data, *, keep: bool) -> None:
         """Count what the person typed or sent; keep it as an event only where a role asks."""

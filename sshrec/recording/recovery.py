@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sshrec.errors import DataError
+from sshrec.recording.packing import last_line, outcome
 from sshrec.recording.seal import Chain, Outcome, is_seal, read_seal
 
 
@@ -70,6 +71,10 @@ def recover(file: BinaryIO, session: str, torn: Path, wall_ms: int, detail: str)
     `file`: open for reading and writing; `torn`: where a torn last line goes; `detail`: why, for people.
     EMPTY where not even the header is whole: then there is nothing to seal, and `torn` has what there was.
     """
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read() == b"\n" and outcome(last_line(file)) is not None:
+            return Found.FINISHED  # as nearly all are: without reading them through
     state = scan(file, session)
     file.seek(state.end)
     tail = file.read()

@@ -23,7 +23,7 @@ STOCK = Path("/usr/share/openssh/sshd_config")
 pytestmark = pytest.mark.skipif(not STOCK.exists(), reason=f"no {STOCK}, Debian's pristine copy")
 
 RECORDED = {
-    "forcecommand": "/usr/lib/sshrec/sshrec-gateway",
+    "forcecommand": "exec /usr/lib/sshrec/sshrec-gateway",
     "exposeauthinfo": "yes",
     "pubkeyauthentication": "yes",
     "authenticationmethods": "publickey",

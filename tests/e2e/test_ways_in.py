@@ -216,13 +216,13 @@ def test_nothing_of_the_clients_environment_reaches_the_gateway(lab: Lab) -> Non
 # ---- login shells -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["shell", "shell and forced command"])
+@pytest.fixture(params=["", "{shell}", "exec {shell}"], ids=["shell", "shell-and-forced", "shell-and-exec"])
 def shell_bastion(lab: Lab, request: pytest.FixtureRequest) -> Iterator[str]:
     """A bastion whose accounts have the gateway as their shell, with and without a ForceCommand beside it."""
     wrapper = lab.directory / "gateway-shell"
     wrapper.write_text(f'#!/bin/sh\nexec {lab.gateway} "$@"\n')
     wrapper.chmod(0o755)
-    forced = str(wrapper) if request.param != "shell" else ""
+    forced = request.param.format(shell=wrapper)
     lab.start_bastion("shelled", login_shell=str(wrapper), force_command=forced)
     yield "shelled"
     lab.stop_bastion("shelled")

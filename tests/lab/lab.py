@@ -233,7 +233,7 @@ class Lab:
 
     @property
     def gateway(self) -> str:
-        """The ForceCommand of a bastion."""
+        """The gateway's command line; a bastion's ForceCommand is `exec` of it, as in the snippet."""
         return f"{shlex.quote(str(self.installation.gateway))} --socket {self.socket}"
 
     def start_bastion(
@@ -253,7 +253,7 @@ class Lab:
         """
         directory = self._make_host(name)
         if force_command is None:
-            force_command = self.gateway if self._force_command is None else self._force_command
+            force_command = f"exec {self.gateway}" if self._force_command is None else self._force_command
         named = [Account(a.name, a.uid, a.gid, a.home, login_shell) for a in self._accounts]
         lines = [*(line for line in extra if not line.startswith(("Match ", " ")))]
         lines += sshd.bastion(

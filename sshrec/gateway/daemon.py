@@ -25,10 +25,10 @@ import msgspec
 from sshrec.config import Config
 from sshrec.errors import ConfigError, Denied, SshrecError, Unreachable, describe
 from sshrec.gateway import control, handoff
+from sshrec.gateway.housekeeper import Housekeeper
 from sshrec.gateway.live import complaint
 from sshrec.gateway.rehearsal import rehearse
-from sshrec.gateway.worker import Worker, look_after, new_session
-from sshrec.recording.recovery import Found
+from sshrec.gateway.worker import Worker, new_session
 from sshrec.storage.local import Store
 
 STUCK_SECONDS = 10.0  # without a heartbeat: the hop is killed
@@ -68,9 +68,7 @@ class Daemon:
         self._poll = select.poll()
         self._workers: dict[int, Supervised] = {}  # by pidfd
         self._channels: dict[int, int] = {}  # channel to pidfd
-        self._left: list[str] = []  # sessions to look after
-        self._housekeeper: int | None = None  # a pidfd
-        self._housekeeper_pid = 0
+        self._housekeeper = Housekeeper(config, self._let_go)
         self._rescanned = 0.0
         self._stop = False
         self._bound: Path | None = None
@@ -109,8 +107,8 @@ class Daemon:
                     self._reap(self._workers[fd])
                 elif fd in self._channels:
                     self._hear(self._workers[self._channels[fd]])
-                elif fd == self._housekeeper:
-                    self._housekept()
+                elif fd == self._housekeeper.pidfd:
+                    self._housekept(fd)
                 elif fd == wake.fileno():
                     wake.recv(512)
             now = time.monotonic()
@@ -168,10 +166,9 @@ class Daemon:
             run_dirs = [session for session in control.live(self._config.run_dir) if session not in known]
             adopted = {session for session in run_dirs if self._adopt(session)}
             unfinished = self._store.unfinished(None if everything else 2)
-            self._left += {*run_dirs, *unfinished} - known - adopted
+            self._housekeep(*({*run_dirs, *unfinished} - known - adopted))
         except (OSError, SshrecError):
             log.exception("cannot look for sessions that were left")
-        self._housekeep()
 
     def _adopt(self, session: str) -> bool:
         """Supervise a session whose worker answers; False where none does."""
@@ -264,8 +261,8 @@ class Daemon:
         for worker in self._workers.values():
             worker.channel.close()
             os.close(worker.pidfd)
-        if self._housekeeper is not None:
-            os.close(self._housekeeper)
+        if self._housekeeper.pidfd is not None:
+            os.close(self._housekeeper.pidfd)
 
     # ---- while they live --------------------------------------------------------------------------------
 
@@ -330,58 +327,19 @@ class Daemon:
         self._poll.unregister(worker.pidfd)
         del self._workers[worker.pidfd]
         os.close(worker.pidfd)
-        self._left.append(worker.session)
-        self._housekeep()
+        self._housekeep(worker.session)
 
-    def _housekeep(self) -> None:
-        """Have a low-priority child seal and pack what ended sessions left, one child at a time."""
-        if self._housekeeper is not None or not self._left:
-            return
-        todo, self._left = self._left, []
-        try:
-            pid = os.fork()
-        except OSError:
-            log.exception("cannot look after %d sessions now", len(todo))
-            self._left = todo
-            return
-        if pid == 0:
-            status = 1
-            try:
-                signal.set_wakeup_fd(-1)
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, signal.SIG_DFL)
-                os.nice(19)
-                self._let_go()
-                for session in todo:
-                    self._look_after(session)
-                status = 0
-            finally:
-                os._exit(status)
-        self._housekeeper, self._housekeeper_pid = os.pidfd_open(pid), pid
-        self._poll.register(self._housekeeper, select.POLLIN)
+    def _housekeep(self, *sessions: str) -> None:
+        """Have what these sessions left looked after."""
+        before = self._housekeeper.pidfd
+        self._housekeeper.add(sessions)
+        if self._housekeeper.pidfd not in (None, before):
+            self._poll.register(self._housekeeper.pidfd, select.POLLIN)
 
-    def _look_after(self, session: str) -> None:
-        try:
-            found = look_after(self._config, session)
-        except Exception:
-            log.exception("%s: cannot be looked after", session)
-        else:
-            if found is Found.SEALED:
-                log.warning("%s: sealed as aborted", session)
-
-    def _housekept(self) -> None:
-        assert self._housekeeper is not None
-        pid, status = os.waitpid(self._housekeeper_pid, os.WNOHANG)
-        if pid == 0:
-            return
-        if status:
-            log.error(
-                "housekeeping died (%d); what it left is looked for again", os.waitstatus_to_exitcode(status)
-            )
-        self._poll.unregister(self._housekeeper)
-        os.close(self._housekeeper)
-        self._housekeeper = None
-        self._housekeep()
+    def _housekept(self, pidfd: int) -> None:
+        if self._housekeeper.ended():
+            self._poll.unregister(pidfd)
+            self._housekeep()
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stop = True

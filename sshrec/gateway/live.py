@@ -18,19 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from sshrec import __version__
-from sshrec.access.policy import Allow, Place
 from sshrec.config import Config
 from sshrec.errors import RecordingError, SshrecError, Unreachable, describe
 from sshrec.gateway import network, terminal
 from sshrec.gateway.agents import AgentRelay
+from sshrec.gateway.grant import Grant
 from sshrec.gateway.hop import Hop, under_pty, with_pipes
 from sshrec.gateway.relay import READ_BYTES, Loop, Pump
+from sshrec.gateway.surroundings import Surroundings
 from sshrec.gateway.visit import Visit
 from sshrec.openssh import client
 from sshrec.recording import asciicast
 from sshrec.recording.recorder import HOLD_US, Data, Recorder, Stream
 from sshrec.recording.seal import Outcome
-from sshrec.session import Credential, Request, User, Winsize
+from sshrec.session import Winsize
 from sshrec.storage.local import RecordingFile, Store
 
 KILL_SECONDS = 1.0  # from asking the hop to end until it is killed
@@ -67,20 +68,15 @@ class Live:
         changed: Callable[..., None],
         gateway: socket.socket,
         visit: Visit,
-        user: User,
-        credential: Credential,
-        request: Request,
-        place: Place,
-        decision: Allow,
+        grant: Grant,
     ) -> None:
         self._config, self._session, self._loop = config, session, loop
         self._turn, self._changed, self._gateway = until, changed, gateway
-        self._visit, self._user, self._credential = visit, user, credential
-        self._request, self._place, self._decision = request, place, decision
+        self._visit, self._grant = visit, grant
+        self._request, self._name = grant.request, grant.place.name
         self._run = client.Run(Path(config.run_dir, session))
-        self._ssh_log = client.Log()
-        self._size = terminal.winsize(visit.stdin) if request.terminal else Winsize(*asciicast.FALLBACK)
-        self.agents: AgentRelay | None = None
+        self._size = terminal.winsize(visit.stdin) if grant.request.terminal else Winsize(*asciicast.FALLBACK)
+        self._around: Surroundings | None = None
         self._hop: Hop | None = None
         self._hop_ended = False
         self._pumps: dict[str, Pump] = {}
@@ -115,7 +111,7 @@ class Live:
             except OSError as error:
                 self._fail(SshrecError(f"{error.filename or 'sshrec'}: {describe(error)}"), "failed")
             except Unreachable as error:
-                self._end("unreachable", f"cannot reach {self._place.name}: {error}")
+                self._end("unreachable", f"cannot reach {self._name}: {error}")
             except Left:
                 pass  # `leave` or `kill` has said why
             except BaseException:
@@ -140,7 +136,7 @@ class Live:
                     width=self._size.columns,
                     height=self._size.rows,
                     timestamp=wall_ms // 1000,
-                    title=f"{self._user.name} → {facts['target']}",
+                    title=f"{self._grant.user.name} → {facts['target']}",
                     command=facts.get("command"),
                     env={"TERM": self._visit.term},
                     facts=facts,
@@ -161,44 +157,36 @@ class Live:
 
     def _facts(self, wall_ms: int) -> dict[str, Any]:
         """What the header says of the session, under the key `sshrec`: sshrec-recording(5)."""
-        request, place, credential = self._request, self._place, self._credential
-        facts: dict[str, Any] = {
-            "session": self._session,
-            "user": self._user.name,
-            "uid": self._user.uid,
-            "login": request.target.login,
-            "host": place.name,
-            "port": place.port,
-            "target": f"{request.target.login}@{place.name}",
-            "kind": request.kind,
-            "terminal": request.terminal,
-            "rule": self._decision.rule,
-            "key": f"{credential.algorithm} {client.fingerprint(credential.blob)}",
-            "client": self._visit.client,
-            "start": asciicast.rfc3339(wall_ms),
-            "recording": self._config.session_recording,
-            "version": __version__,
-        }
+        facts = {"session": self._session, **self._grant.facts()}
+        facts |= {"client": self._visit.client, "start": asciicast.rfc3339(wall_ms)}
         if self._visit.tty:
             facts["tty"] = self._visit.tty
-        if credential.key_id is not None:
-            facts |= {"key_id": credential.key_id, "serial": credential.serial}
-        if request.command is not None:
-            facts["command"] = request.command.decode("utf-8", "replace")
-            if facts["command"].encode() != request.command:
-                facts["command_bytes"] = request.command.hex()
-        return facts
+        return facts | {"recording": self._config.session_recording, "version": __version__}
 
     def _connect(self) -> None:
         """Dial, and start ssh on the connection with the pumps around it."""
         self._until(lambda: self._file.on_disk > 0 or self._file.failure is not None)
         connection, self._address = network.dial(
-            self._decision.addresses, self._place.port, self._config.hop.connect_timeout, self._loop, self._until
+            self._grant.decision.addresses,
+            self._grant.place.port,
+            self._config.hop.connect_timeout,
+            self._loop,
+            self._until,
         )
         self._connection = connection
         self._closing.callback(connection.close)
-        self._prepare(connection)
-        argv = client.arguments(self._run, self._place.name, self._request.command)
+        self._around = Surroundings(
+            self._config,
+            self._run,
+            self._grant,
+            self._visit.lang,
+            loop=self._loop,
+            gateway=self._gateway,
+            connection=connection,
+            log_came=self._log_came,
+        )
+        self._closing.callback(self._around.close)
+        argv = client.arguments(self._run, self._name, self._request.command)
         environment = client.environment(self._visit.term)
         modes = self._visit.modes
         if modes is not None:
@@ -209,35 +197,6 @@ class Live:
             self._relay_streams(self._hop)
         self._loop.watch(self._hop.pidfd, self._ended)
         self._changed(state="live", hop=self._hop.pid, address=self._address)
-
-    def _prepare(self, connection: socket.socket) -> None:
-        """The files and sockets that ssh is pointed at."""
-        run = self._run
-        _write(run.identity, self._credential.line)
-        configuration = client.configuration(
-            self._config,
-            run,
-            login=self._request.target.login,
-            name=self._place.name,
-            port=self._place.port,
-            terminal=self._request.terminal,
-            lang=self._visit.lang,
-        )
-        _write(run.config, configuration)
-        os.mkfifo(run.log, 0o600)
-        log_fd = os.open(run.log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._log_fd = log_fd
-        self._closing.callback(os.close, log_fd)
-        self._closing.callback(self._loop.unwatch, log_fd)
-        self._loop.watch(log_fd, self._read_log)
-        self.agents = AgentRelay(self._loop, run.agent, self._gateway)
-        self._closing.callback(self.agents.close)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._closing.callback(listener.close)
-        self._closing.callback(lambda: self._loop.unwatch(listener.fileno()))
-        listener.bind(str(run.dial))
-        listener.listen(1)
-        self._loop.watch(listener.fileno(), lambda _: self._hand_connection(listener, connection))
 
     def _relay_terminal(self, hop: Hop) -> None:
         visit = self._visit
@@ -271,10 +230,10 @@ class Live:
         outcome = Outcome(
             self._reason or "exit",
             status=status,
-            signal="unknown" if self._ssh_log.signalled else None,
+            signal="unknown" if self._around is not None and self._around.log.signalled else None,
             detail=self._detail,
             address=self._address,
-            host_key=self._host_key(),
+            host_key=self._around.host_key if self._around is not None else None,
         )
         try:
             held = self._recorder.close(self._us(), self._wall(), outcome)
@@ -302,6 +261,16 @@ class Live:
         except RecordingError:
             log.exception("%s: the end of the recording is not durable", self._session)
 
+    @property
+    def agents(self) -> AgentRelay | None:
+        """Where the gateway's connections to the agent go."""
+        return self._around.agents if self._around is not None else None
+
+    @property
+    def _established(self) -> bool:
+        """Whether ssh has asked the target for the session."""
+        return self._around is not None and self._around.log.established
+
     # ---- what happens while it lives -------------------------------------------------------------------
 
     def tick(self) -> float:
@@ -309,7 +278,7 @@ class Live:
         if self._sealed:
             return FOREVER
         now = time.monotonic()
-        if not self._raw and self._ssh_log.established:
+        if not self._raw and self._established:
             self._go_raw(now)
         if now >= self._resize_at:
             self._resize_at = FOREVER
@@ -327,7 +296,7 @@ class Live:
         waits = [at - now for at in (self._kill_at, self._give_up_at, self._resize_at, self._hint_at)]
         if due is not None:
             waits.append(due / 1e6)
-        if not self._raw and self._ssh_log.established:
+        if not self._raw and self._established:
             waits.append(RAW_SECONDS)
         return max(0.0, min(waits))
 
@@ -366,7 +335,7 @@ class Live:
         return shown
 
     def _input(self, data: memoryview) -> Data:
-        self._recorder.input(self._us(), data, keep=self._decision.record_input)
+        self._recorder.input(self._us(), data, keep=self._grant.decision.record_input)
         return data
 
     def _show(self, stream: Stream, data: Data) -> None:
@@ -404,18 +373,9 @@ class Live:
                 self._size = size
                 self._recorder.resize(self._us(), size.columns, size.rows)
 
-    def _hand_connection(self, listener: socket.socket, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), listener.accept()[0] as helper:  # it may be dead: then so is ssh
-            socket.send_fds(helper, [b"\0"], [connection.fileno()])
-
-    def _read_log(self, _events: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(self._log_fd, 65536)
-            if not data:
-                self._loop.unwatch(self._log_fd)
-            self._ssh_log.feed(data)
-            if self._ssh_log.established and not self._raw:
-                self._loop.within(0)
+    def _log_came(self) -> None:
+        if not self._raw and self._established:
+            self._loop.within(0)
 
     def _reader_gone(self, stream: Stream, source: int) -> None:
         """The person's side reads no more of a stream: close ours, and the target learns of it as by a pipe."""
@@ -431,11 +391,6 @@ class Live:
 
     def _left(self) -> None:
         self._end("client-disconnect")
-
-    def _host_key(self) -> str | None:
-        if self._config.proxy_checks_host_keys:
-            return self._ssh_log.host_key
-        return client.seen_host_key(self._run)
 
     # ---- the end ---------------------------------------------------------------------------------------
 
@@ -490,18 +445,11 @@ class Live:
             for name, pump in self._pumps.items():
                 pump.stop() if name == "stdin" else pump.cut()
             self._hop.close()
-            while self._log_left():
-                pass
+        if self._around is not None:
+            self._around.read_rest()
         if self._connection is not None:
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
-
-    def _log_left(self) -> bool:
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(self._log_fd, 65536)
-            self._ssh_log.feed(data)
-            return bool(data)
-        return False
 
     def _flush(self) -> None:
         """Let the person have what was recorded and is not written yet; not for ever if they are gone."""
@@ -515,7 +463,7 @@ class Live:
 
     def _outcome(self) -> tuple[int, str]:
         """The exit status, and what to tell the person: as ssh does, 255 where the hop has none of its own."""
-        name = self._place.name
+        name = self._name
         if self._reason == "client-disconnect":
             return 255, ""
         if self._reason == "killed":
@@ -528,7 +476,8 @@ class Live:
             return 255, complaint(SshrecError(f"ssh to {name} was killed by signal {-status}"))
         if status != 255:
             return status, ""
-        error = self._ssh_log.failure(name, self._request.target.login, self._config.known_hosts)
+        assert self._around is not None
+        error = self._around.log.failure(name, self._request.target.login, self._config.known_hosts)
         if error is not None:
             self._detail = str(error)
         return 255, complaint(error) if error is not None else ""
@@ -550,8 +499,3 @@ def complaint(error: SshrecError) -> str:
 
 def _nothing() -> None:
     pass
-
-
-def _write(path: Path, text: str) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(text)

@@ -23,6 +23,7 @@ from sshrec.config import Config, load
 from sshrec.errors import Denied, NotFound, SshrecError, UsageError, describe
 from sshrec.gateway import control, handoff, network, request, terminal
 from sshrec.gateway.control import Control
+from sshrec.gateway.grant import Grant
 from sshrec.gateway.live import Live, complaint
 from sshrec.gateway.relay import Loop
 from sshrec.gateway.visit import Visit
@@ -114,11 +115,7 @@ class Worker:
             changed=self._changed,
             gateway=self._gateway,
             visit=visit,
-            user=user,
-            credential=credential,
-            request=wanted,
-            place=place,
-            decision=decision,
+            grant=Grant(user, credential, wanted, place, decision),
         )
         return live.conduct(self._set_live)
 

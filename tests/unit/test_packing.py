@@ -64,7 +64,7 @@ def test_zstd_itself_takes_it(text: bytes, tmp_path: Path) -> None:
 def test_frames_are_whole_chunks_and_the_table_finds_them(text: bytes) -> None:
     packed = pack(text)
     frames = packing.frames(packed)
-    assert len(frames) > 3
+    assert len(frames) >= 3
     start = 0
     for frame in frames:
         part = packing.unpack(packed, frame)

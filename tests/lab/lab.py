@@ -10,6 +10,7 @@ As root each account has a uid of its own (people, sshrec, the logins of the tar
 from __future__ import annotations
 
 import contextlib
+import glob
 import errno
 import os
 import shlex
@@ -48,7 +49,8 @@ T = TypeVar("T")
 def _sshd_files() -> Iterator[tuple[Path, int]]:
     """What sshd makes in /tmp for a session, and whose it is: the agent's socket and SSH_USER_AUTH."""
     for pattern in ("ssh-*/agent.*", "sshauth.*"):
-        for path in _TMP.glob(pattern):
+        # Not pathlib's glob: it fails on a directory that goes while it looks.
+        for path in map(Path, glob.glob(str(_TMP / pattern))):
             with contextlib.suppress(FileNotFoundError):
                 yield path, path.stat().st_uid
 

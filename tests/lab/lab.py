@@ -10,8 +10,8 @@ As root each account has a uid of its own (people, sshrec, the logins of the tar
 from __future__ import annotations
 
 import contextlib
-import glob
 import errno
+import glob
 import os
 import shlex
 import shutil

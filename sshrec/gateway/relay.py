@@ -69,7 +69,7 @@ class Loop:
                 self._due = 1 << 62
                 due = clock() + int(tick() * 1e9)
                 self._due = min(self._due, due)
-                continue
+                wait = max(0, self._due - clock())
             ready = [(fd, events) for fd, events in self._always.items() if events] if self._always else []
             for fd, events in poll(0 if ready else wait / 1e9, AT_ONCE) + ready:
                 callback = callbacks.get(fd)

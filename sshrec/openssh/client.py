@@ -224,9 +224,7 @@ class Log:
         if self.signalled:
             return SshrecError(f"the command on {name} was ended by a signal")
         if "Host key verification failed" in said:
-            where = (
-                f"check it, then have an administrator set it right in {known_hosts[0] if known_hosts else '?'}"
-            )
+            where = f"check it, then have {known_hosts[0] if known_hosts else 'known_hosts'} set right"
             if "IDENTIFICATION HAS CHANGED" in said:
                 return Denied(f"the host key of {name} has changed: {self.host_key}", hint=where)
             if "not a listed principal" in said or "ertificate invalid" in said:

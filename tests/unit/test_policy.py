@@ -62,6 +62,13 @@ def test_an_address_in_the_inventory_may_be_any() -> None:
     assert isinstance(decide(Config(nodes=NODES), "web1", "127.0.0.1"), Allow)
 
 
+def test_a_name_in_the_inventory_may_not() -> None:
+    """DNS decides where it leads, not the inventory."""
+    config = Config(nodes=(Node(name="web1", address="web1.example.com"),))
+    assert isinstance(decide(config, "web1", "127.0.0.1"), Deny)
+    assert isinstance(decide(config, "web1", "192.0.2.1"), Allow)
+
+
 def test_the_bastions_own_addresses() -> None:
     decision = decide(Config(), "web1", "192.0.2.7", own="192.0.2.7")
     assert decision == Deny("addresses", "web1, at 192.0.2.7, is where no session may go")

@@ -49,7 +49,7 @@ def test_socket_activation(lab: Lab) -> None:
 
 
 def test_two_of_them_do_not_share_a_socket(lab: Lab) -> None:
-    argv = [lab.installation.programs / "sshrecd", "--config", lab.config]
+    argv = [str(lab.installation.programs / "sshrecd"), "--config", str(lab.config)]
     second = subprocess.run(argv, env=lab.sshrec_env(), capture_output=True, timeout=30)
     assert second.returncode == os.EX_CONFIG
     assert second.stderr.decode() == f"sshrecd: error: another sshrecd serves {lab.socket}\n"

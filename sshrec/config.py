@@ -60,7 +60,7 @@ class Hop:
     kex_algorithms: Annotated[
         str | None,
         _doc(
-            "ssh's KexAlgorithms towards targets. Empty leaves OpenSSH's order. With OpenSSH before 9.9 "
+            "ssh's KexAlgorithms towards targets. An empty string leaves OpenSSH's order. With OpenSSH before 9.9 "
             "its first choice, sntrup761, costs 74 ms of CPU a session; ^curve25519-sha256 starts faster and "
             "is not post-quantum."
         ),
@@ -69,7 +69,7 @@ class Hop:
         str | None,
         _doc(
             "ssh's Ciphers towards targets. The default puts AES-GCM first, which processors with AES "
-            "instructions run at twice the speed of chacha20-poly1305. Empty leaves OpenSSH's order."
+            "instructions run at twice the speed of chacha20-poly1305. An empty string leaves OpenSSH's order."
         ),
     ] = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
     obscure_keystroke_timing: Annotated[
@@ -193,7 +193,8 @@ def parse(text: str, name: str = "configuration") -> Config:
     try:
         raw = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: {' '.join(str(error).split())}") from error
+        message = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise ConfigError(f"{name}: {message}") from error
     if raw is None:
         raw = {}
     raw = _normalise(raw, Config, name, "")
@@ -233,14 +234,20 @@ def _normalise(raw: Any, kind: Any, name: str, where: str) -> Any:
                 hint = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(known)
                 raise ConfigError(f"{name}: unknown setting {f'{where}.{key}'.lstrip('.')!r}", hint=hint)
         return {
-            key: _normalise(value, hints[key], name, f"{where}.{key}".lstrip(".")) for key, value in raw.items()
+            key: _normalise(value, hints[key], name, f"{where}.{key}".lstrip("."))
+            for key, value in raw.items()
+            if value is not None  # a heading with nothing below it: as if it were not there
         }
     if get_origin(kind) is tuple and isinstance(raw, list):
         return [_normalise(value, get_args(kind)[0], name, f"{where}[{n}]") for n, value in enumerate(raw)]
     if get_origin(kind) is Literal and isinstance(raw, bool):
-        return "on" if raw else "off"
-    if kind is Path and isinstance(raw, str) and not raw.startswith("/"):
+        raw = "on" if raw else "off"
+    if kind is Path and not (isinstance(raw, str) and raw.startswith("/")):
         raise ConfigError(f"{name}: {where} must be an absolute path, not {raw!r}")
+    if get_origin(kind) is tuple and not isinstance(raw, list):
+        raise ConfigError(f"{name}: {where} must be a list, not {raw!r}")
+    if get_origin(kind) is Literal and raw not in get_args(kind):
+        raise ConfigError(f"{name}: {where} must be one of {', '.join(get_args(kind))}, not {str(raw)!r}")
     return raw
 
 
@@ -291,7 +298,9 @@ def _check_trust(path: Path) -> None:
             if status.st_uid not in trusted or (others and not sticky):
                 raise ConfigError(
                     f"{part} can be changed by others than root and the caller",
-                    hint=f"chown root {part}; chmod go-w {part}",
+                    hint=f"chown root {part}; chmod go-w {part}"
+                    if part == path
+                    else "put the file where only root can write",
                 )
     except OSError as error:
         raise ConfigError(f"{path}: {describe(error)}") from error

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from sshrec import __version__
 from sshrec.cli.main import run
-from sshrec.config import load
+from sshrec.config import Config, load
 from sshrec.gateway.daemon import Daemon
 
 
@@ -27,8 +29,19 @@ def sshrecd(config: Path | None, check: bool) -> None:
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     settings = load(config)
+    for warning in warnings(settings):
+        click.echo(f"sshrecd: warning: {warning}", err=True)
     if not check:
         Daemon(settings).run()
+
+
+def warnings(config: Config) -> Iterator[str]:
+    """What is no mistake in itself, and will keep people out or is not what was meant."""
+    if config.proxy_checks_host_keys and not any(os.access(path, os.R_OK) for path in config.known_hosts):
+        files = ", ".join(map(str, config.known_hosts)) or "known_hosts"
+        yield f"{files} cannot be read: no target can prove itself, so none will be reached"
+    if os.geteuid() == 0:
+        yield "running as root: recordings and sessions should belong to a user of their own"
 
 
 def main() -> None:

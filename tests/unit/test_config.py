@@ -26,6 +26,10 @@ def test_two_directories_are_enough() -> None:
     assert config.socket == Path("/run/user/1000/sshrec/sshrecd.sock")
 
 
+def test_a_heading_with_nothing_below_it_is_not_there() -> None:
+    assert parse("nodes:\nlimits:\nhop:\n  ciphers:\n") == Config()
+
+
 def test_an_empty_file_is_the_defaults() -> None:
     assert parse("") == parse("# nothing yet\n") == Config()
 
@@ -62,11 +66,13 @@ def test_nodes() -> None:
         ("limits: {sessions: 0}", "Expected `int` >= 1 - at `$.limits.sessions`"),
         ("limits: {sessions: many}", "Expected `int`, got `str` - at `$.limits.sessions`"),
         ("nodes: [{name: web1, port: 65536}]", "at `$.nodes[0].port`"),
-        ("nodes: web1", "`$.nodes`"),
+        ("nodes: web1", "nodes must be a list, not 'web1'"),
+        ("known_hosts: /etc/x", "known_hosts must be a list, not '/etc/x'"),
+        ("data_dir: 3", "data_dir must be an absolute path, not 3"),
         ("- a", "the file must be a mapping"),
         ("hop: 3", "hop must be a mapping"),
-        ("session_recording: off", "Invalid enum value 'off'"),
-        ("session_recording: node", "Invalid enum value 'node'"),
+        ("session_recording: off", "session_recording must be one of proxy, proxy-sync, not 'off'"),
+        ("session_recording: node", "session_recording must be one of proxy, proxy-sync, not 'node'"),
         ("data_dir: relative", "data_dir must be an absolute path, not 'relative'"),
         ("nodes: [{name: a}, {name: a}]", "two nodes are called 'a'"),
         ("nodes: [{name: scp}]", "'scp' cannot be the name of a node"),

@@ -30,7 +30,7 @@ def sshrecd(config: Path | None, check: bool) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     settings = load(config)
     for warning in warnings(settings):
-        click.echo(f"sshrecd: warning: {warning}", err=True)
+        logging.warning(warning)  # not echoed: a full disk below stderr must not keep us from starting
     if not check:
         Daemon(settings).run()
 

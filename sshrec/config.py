@@ -25,7 +25,7 @@ from sshrec.session import HOST, never_a_target
 DEFAULT_PATH = Path("/etc/sshrec/sshrec.yaml")
 
 _SOCKET_PATH_MAX = 107  # sun_path, less the zero byte: unix(7)
-_RUN_NAME_MAX = len("/") + 26 + len("/control")
+_RUN_NAME_MAX = len("/") + 26 + len(".new/control")
 
 
 def _doc(text: str, **constraints: Any) -> msgspec.Meta:

@@ -133,6 +133,15 @@ def connect(run_dir: Path, session: str) -> socket.socket:
     return sock
 
 
+def answers(run_dir: Path, session: str) -> bool:
+    """Whether a worker serves the session's control socket."""
+    try:
+        connect(run_dir, session).close()
+    except (Unreachable, Denied):
+        return False
+    return True
+
+
 def ask(run_dir: Path, session: str, message: bytes) -> bytes:
     """One question and its answer."""
     with connect(run_dir, session) as sock:

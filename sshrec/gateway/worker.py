@@ -121,11 +121,13 @@ class Worker:
 
     def _serve(self) -> None:
         """The run directory and the control socket: from here on a new sshrecd finds this worker."""
+        new = self._directory.with_suffix(".new")
         try:
-            self._directory.mkdir(mode=0o700)
+            new.mkdir(mode=0o700)
+            self._control = Control(self._loop, new, self._report, self.kill)
+            new.rename(self._directory)  # so whoever finds it finds it served, while its worker lives
         except OSError as error:
             raise SshrecError(f"cannot make {self._directory}: {describe(error)}") from error
-        self._control = Control(self._loop, self._directory, self._report, self.kill)
         if self._watcher is not None:
             self._control.add_watcher(self._watcher)
 
@@ -249,6 +251,8 @@ def new_session() -> str:
 
 def look_after(config: Config, session: str) -> Found:
     """Seal and pack what an ended session left, and remove its run directory; says what its recording was."""
+    if control.answers(config.run_dir, session):
+        return Found.ALIVE  # with no recording yet, it may be: somebody is choosing a target
     store = Store(config.recordings_dir)
     found = store.recover(session, time.time_ns() // 1_000_000, "its worker died")
     if found is not Found.ALIVE:
@@ -273,7 +277,8 @@ def main() -> None:
     Worker(config, session, gateway).run()
     os.nice(19)
     for left in {session, *control.live(config.run_dir)}:  # ours, and those whose workers died: nobody else does
-        look_after(config, left)
+        with contextlib.suppress(SshrecError):  # damaged; the others are looked after all the same
+            look_after(config, left)
 
 
 if __name__ == "__main__":

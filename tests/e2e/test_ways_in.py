@@ -292,6 +292,8 @@ def test_embedded() -> None:
         python.chmod(0o755)
         program = lab.gateway.split()[0]
         lab.start_bastion("embedded", force_command=f"{program} --embedded --config {config} --python {python}")
+        waiting: Child = lab.spawn("-A", "embedded")  # has no recording yet, while others come and go
+        waiting.expect_exact("Connect to: ")
         done = lab.ssh("-A", "embedded", "root@web1", "echo out; echo err >&2; exit 7")
         assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
         child: Child = lab.spawn("-tA", "embedded", "root@web1")
@@ -302,6 +304,13 @@ def test_embedded() -> None:
         child.close()
         assert child.exitstatus == 3
         lab.wait(lambda: len(list(directory.glob("data/recordings/*/*.zst"))) == 2, "both to be packed")
+        waiting.send("root@web1\r")
+        waiting.expect(PROMPT)
+        waiting.sendline("exit")
+        waiting.expect(pexpect.EOF)
+        waiting.close()
+        assert waiting.exitstatus == 0
+        lab.wait(lambda: len(list(directory.glob("data/recordings/*/*.zst"))) == 3, "all to be packed")
         lab.wait(lambda: not list(directory.glob("run/*")), "the run directories to go")
 
 

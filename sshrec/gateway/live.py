@@ -43,7 +43,7 @@ COMMAND_BYTES = 256 * 1024  # a read of a command's stream
 
 FOREVER = float("inf")
 
-NO_TERMINAL = "sshrec: hint: this shell has no terminal; for one, connect with ssh -tA\n"
+NO_TERMINAL = "sshrec: this shell has no terminal; for one, connect with ssh -tA\n"
 
 log = logging.getLogger("sshrec.session")
 
@@ -494,7 +494,7 @@ class Live:
 
 def complaint(error: SshrecError) -> str:
     """An error as a person reads it, on their standard error."""
-    return f"sshrec: error: {error}\n" + (f"sshrec: hint: {error.hint}\n" if error.hint else "")
+    return f"sshrec: error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")
 
 
 def _nothing() -> None:

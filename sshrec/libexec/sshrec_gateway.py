@@ -25,7 +25,7 @@ environ = posix.environ
 
 def end(message, hint=None, status=255):
     """Say what is wrong, in one line and a hint, and exit as ssh does."""
-    text = f"sshrec: error: {message}\n" + (f"sshrec: hint: {hint}\n" if hint else "")
+    text = f"sshrec: error: {message}\n" + (f"hint: {hint}\n" if hint else "")
     say(text.encode("utf-8", "backslashreplace"))
     posix._exit(status)
 

@@ -24,7 +24,11 @@ LIBEXEC = Path(__file__).parent.parent / "libexec"
 _TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
 _LANG = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _LOG_LINES = 20
-_CHATTER = ("Transferred: ", "Bytes per second: ")  # what ssh tells at this level that is no complaint
+_CHATTER = (
+    "Authenticated to ",
+    "Transferred: ",
+    "Bytes per second: ",
+)  # what ssh tells at this level that is no complaint
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +176,8 @@ class Log:
     """What ssh wrote to -E at level DEBUG1, line by line.
 
     `messages`: what ssh would have told the person, since the session was established where it was;
-    `agent_has_key`: the person's agent holds the credential; `authenticated`: the target accepted it;
-    `established`: the session on the target was asked for; `signalled`: the target said that the command
-    died by a signal (its name ssh does not tell).
+    `agent_has_key`: the person's agent holds the credential; `established`: the session on the target was
+    asked for; `signalled`: the target said that the command died by a signal (its name ssh does not tell).
 
     A target can have ssh 9.2 write lines of its making (a line feed in SSH_MSG_DEBUG gets through), so what
     is here words messages and nothing else, but for `host_key`.
@@ -182,7 +185,6 @@ class Log:
 
     messages: list[str] = field(default_factory=list)
     established: bool = False
-    authenticated: bool = False
     signalled: bool = False
     agent_has_key: bool = False
     _host_keys: set[str] = field(default_factory=set)
@@ -199,9 +201,7 @@ class Log:
         level, colon, text = line.partition(": ")
         words = text.split()
         if not (colon and level.startswith("debug")):
-            if line.startswith("Authenticated to "):
-                self.authenticated = True
-            elif line and not line.startswith(_CHATTER) and len(self.messages) < _LOG_LINES:
+            if line and not line.startswith(_CHATTER) and len(self.messages) < _LOG_LINES:
                 self.messages.append(printable(line))
         elif words[:2] == ["Server", "host"] and words[2:3] in (["key:"], ["certificate:"]):
             self._host_keys.add(printable(" ".join(words[3:5]).rstrip(",")))

@@ -1,4 +1,4 @@
-"""When things are shown: speed and idle limit, as plain transforms of events. Knows no clock and no terminal."""
+"""When things are shown, as plain transforms of events. Knows no clock and no terminal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,3 @@ def limit_idle(recorded: Iterable[Event], seconds: float) -> Iterator[Event]:
         cut += max(0.0, event.time - last - seconds)
         last = event.time
         yield event._replace(time=event.time - cut) if cut else event
-
-
-def at_speed(recorded: Iterable[Event], factor: float) -> Iterator[Event]:
-    """The events, `factor` times as fast."""
-    for event in recorded:
-        yield event._replace(time=event.time / factor)

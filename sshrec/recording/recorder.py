@@ -55,7 +55,6 @@ class Recorder:
         self._wall_start = wall_ms
         self._wall_step = 0
         self._wall_next = MINUTE_US
-        self._stderr_next = False
         self.counts: dict[Stream, int] = {"stdin": 0, "stdout": 0, "stderr": 0}
         self._hashes = {} if terminal else {stream: hashlib.sha256() for stream in self.counts}
         first = header + asciicast.event_line(0, events.WALL, asciicast.rfc3339(wall_ms))

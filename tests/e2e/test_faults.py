@@ -128,7 +128,7 @@ def test_a_full_file_system(lab: Lab) -> None:
         assert done.returncode == 255
         assert b"sshrec: error: cannot write " in done.stderr
         assert b"no space left on device" in done.stderr
-        assert b"sshrec: hint: the disk of the recordings is full" in done.stderr
+        assert b"hint: the disk of the recordings is full" in done.stderr
         (kept,) = lab.wait(lambda: list(recordings.glob("*/*.cast")), "the recording")
         shown = b"".join(
             json.loads(line)[2].encode() for line in kept.read_bytes().splitlines() if b',"o",' in line[:30]

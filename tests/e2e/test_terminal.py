@@ -277,11 +277,11 @@ def test_choosing_none(lab: Lab, key: str) -> None:
 def test_a_shell_without_a_terminal_says_so(lab: Lab) -> None:
     client = lab.popen("-A", "bastion", "root@web1")
     assert client.stderr and client.stdin
-    assert client.stderr.readline() == b"sshrec: hint: this shell has no terminal; for one, connect with ssh -tA\n"
+    assert client.stderr.readline() == b"sshrec: this shell has no terminal; for one, connect with ssh -tA\n"
     client.stdin.write(b"exit 3\n")
     client.stdin.close()
     assert client.wait(20) == 3
-    assert last(lab).streams()["stderr"].startswith(b"sshrec: hint: this shell has no terminal")
+    assert last(lab).streams()["stderr"].startswith(b"sshrec: this shell has no terminal")
 
 
 def test_a_script_for_a_shell_is_not_told(lab: Lab) -> None:

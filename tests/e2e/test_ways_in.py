@@ -55,7 +55,7 @@ def test_refused_requests(lab: Lab, words: list[str], said: str) -> None:
 
 def test_no_target_and_no_terminal(lab: Lab) -> None:
     told = refused(lab, "-AT", "bastion")
-    assert told == f"sshrec: error: no target was named\nsshrec: hint: name one: {USAGE.decode()}\n"
+    assert told == f"sshrec: error: no target was named\nhint: name one: {USAGE.decode()}\n"
 
 
 def test_without_a_forwarded_agent(lab: Lab) -> None:

@@ -39,7 +39,6 @@ def test_idle_time_is_cut() -> None:
     events = [Event(time, "o", "") for time in (5.0, 6.0, 20.0, 20.0, 21.5)]
     assert [event.time for event in timeline.limit_idle(events, 2.0)] == [2.0, 3.0, 5.0, 5.0, 6.5]
     assert list(timeline.limit_idle(events, 0)) == events
-    assert [event.time for event in timeline.at_speed(events, 2.0)] == [2.5, 3.0, 10.0, 10.0, 10.75]
 
 
 def test_pace() -> None:

@@ -19,7 +19,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from sshrec.config import Config
+from sshrec.config import NOT_A_SETTING, Config
+from sshrec.duration import Duration
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "man/sshrec.yaml.5.in"
@@ -43,6 +44,8 @@ def settings(kind: type) -> Iterator[Setting]:
     """The keys of a configuration dataclass, in the order they are written there."""
     hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):
+        if field.metadata == NOT_A_SETTING:
+            continue
         annotated, *metas = get_args(hints[field.name])
         meta = next(meta for meta in metas if isinstance(meta, msgspec.Meta))
         plain = _plain(annotated)
@@ -76,6 +79,8 @@ def _kind(kind: Any, meta: msgspec.Meta) -> str:
         return " | ".join(get_args(kind))
     if kind is bool:
         return "yes | no"
+    if kind is Duration:
+        return "duration"
     if kind is int:
         low, high = meta.ge, meta.le
         return "number" + (f" from {low}" if low is not None else "") + (f" to {high}" if high is not None else "")
@@ -93,7 +98,7 @@ def _yaml(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
-    return "{}" if value == {} else str(value)
+    return "{}" if value == {} else '"*"' if value == "*" else str(value)
 
 
 def page() -> str:

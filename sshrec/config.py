@@ -7,25 +7,37 @@ The sample file and sshrec.yaml(5) are made from the comments here (`make man`).
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
-import stat
+import re
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
 
+from sshrec.duration import Duration
 from sshrec.errors import ConfigError, describe
 from sshrec.session import HOST, never_a_target
+from sshrec.trust import check_trust
 
 DEFAULT_PATH = Path("/etc/sshrec/sshrec.yaml")
 
 _SOCKET_PATH_MAX = 107  # sun_path, less the zero byte: unix(7)
 _RUN_NAME_MAX = len("/") + 26 + len(".new/control")
+
+
+_HALF_A_DAY, _DAY, _YEAR, _FIVE_YEARS = map(Duration.parse, ("12h", "1d", "1y", "5y"))
+
+T = TypeVar("T")
+
+# Metadata of a field that load() fills, and no key of the file does.
+NOT_A_SETTING = {"setting": False}
 
 
 def _doc(text: str, **constraints: Any) -> msgspec.Meta:
@@ -51,6 +63,13 @@ class Node:
     labels: Annotated[Mapping[str, str], _doc("Anything, for people and for roles to come.")] = field(
         default_factory=dict
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """The file of the nodes that were enrolled: written by a program, in the form of sshrec.yaml."""
+
+    nodes: Annotated[tuple[Node, ...], _doc("The nodes.")] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +128,64 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldKey:
+    """A CA's key that an agent or a token holds, instead of a file of the authority's."""
+
+    public_key: Annotated[Path, _doc("The file of the CA's public key.")]
+    signer: Annotated[
+        Literal["agent", "pkcs11"], _doc("Who holds the private key: an ssh-agent, or a PKCS#11 token.")
+    ]
+    agent: Annotated[
+        Path | None,
+        _doc(
+            "The agent's socket. It must be the authority's account's own. Default: SSH_AUTH_SOCK of the caller."
+        ),
+    ] = None
+    provider: Annotated[
+        Path | None, _doc("The token's PKCS#11 library. Its PIN is asked for, once a command.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """The certificate authority (sshrec-ca)."""
+
+    directory: Annotated[
+        Path | None,
+        _doc(
+            "Where it keeps keys/, the database and public/. Not below data_dir, whose owner could replace it. "
+            "Default: beside data_dir, with -auth added (/var/lib/sshrec-auth)."
+        ),
+    ] = None
+    account: Annotated[
+        str, _doc("The account that owns them. sshrec-ca, run as root, becomes the owner of the directory.")
+    ] = "sshrec-auth"
+    user: Annotated[HeldKey | None, _doc("Who holds the user CA. None: a file in keys/.")] = None
+    host: Annotated[HeldKey | None, _doc("Who holds the host CA. None: a file in keys/.")] = None
+    gateway: Annotated[
+        HeldKey | None, _doc("Who holds the CA of the gateway's own host certificates. None: a file in keys/.")
+    ] = None
+    user_ttl: Annotated[Duration, _doc("How long user certificates are good for.")] = _HALF_A_DAY
+    user_ttl_limit: Annotated[Duration, _doc("The longest that --ttl may ask for a user.")] = _DAY
+    host_ttl: Annotated[Duration, _doc("How long host certificates are good for.")] = _YEAR
+    host_ttl_limit: Annotated[Duration, _doc("The longest that --ttl may ask for a host.")] = _FIVE_YEARS
+    hosts: Annotated[
+        str,
+        _doc(
+            "The names that host certificates vouch for, as a known_hosts pattern (sshd(8)): what stands in "
+            "the @cert-authority line."
+        ),
+    ] = "*"
+    bastions: Annotated[
+        tuple[str, ...],
+        _doc(
+            "Addresses and networks from which targets take user certificates: the bastion's, as targets see it. "
+            "None: enroll-node takes the one it comes from."
+        ),
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The whole of sshrec.yaml."""
 
@@ -144,6 +221,13 @@ class Config:
             "addresses. Some: these alone."
         ),
     ] = ()
+    inventory: Annotated[
+        Path | None,
+        _doc(
+            "The file of nodes that sshrec-ca enroll-node adds to. They are reached besides those of nodes, and "
+            "restrict nothing where nodes is empty. Default: nodes.yaml beside this file."
+        ),
+    ] = None
     kinds: Annotated[tuple[Literal["shell", "exec"], ...], _doc("The kinds of request that are served.")] = (
         "shell",
         "exec",
@@ -153,6 +237,15 @@ class Config:
     ] = False
     limits: Annotated[Limits, _doc("How much there may be of what.")] = Limits()
     hop: Annotated[Hop, _doc("How the onward ssh speaks to a target.")] = Hop()
+    database: Annotated[
+        str | None,
+        _doc(
+            "The database of the authority, as an SQLAlchemy URL (postgresql+psycopg:///sshrec). Default: the "
+            "SQLite file sshrec.db in the authority's directory."
+        ),
+    ] = None
+    authority: Annotated[Authority, _doc("The certificate authority (sshrec-ca).")] = Authority()
+    enrolled: tuple[Node, ...] = field(default=(), metadata=NOT_A_SETTING)  # what the inventory holds
 
     @property
     def recordings_dir(self) -> Path:
@@ -164,9 +257,34 @@ class Config:
         """Where sshrecd listens for gateways."""
         return self.run_dir / "sshrecd.sock"
 
+    @property
+    def authority_dir(self) -> Path:
+        """Where the authority keeps its keys."""
+        return self.authority.directory or self.data_dir.with_name(f"{self.data_dir.name}-auth")
+
+    @property
+    def database_url(self) -> str:
+        """Where the authority keeps its ledger."""
+        return self.database or f"sqlite:///{self.authority_dir}/sshrec.db"
+
+    @property
+    def public_dir(self) -> Path:
+        """What the authority lets everybody read: the CAs' public keys, known_hosts lines, the KRL."""
+        return self.authority_dir / "public"
+
+    @property
+    def krl(self) -> Path:
+        """The authority's list of revoked certificates."""
+        return self.public_dir / "krl"
+
+    @property
+    def known_hosts_files(self) -> tuple[Path, ...]:
+        """Whatever says which host keys are real: the administrator's files, and the authority's host CA."""
+        return (*self.known_hosts, self.public_dir / "known_hosts")
+
     def node(self, name: str) -> Node | None:
-        """The inventory's node of that name."""
-        return next((node for node in self.nodes if node.name == name), None)
+        """The inventory's node of that name; what sshrec.yaml says comes first."""
+        return next((node for node in (*self.nodes, *self.enrolled) if node.name == name), None)
 
 
 def load(path: Path | None = None) -> Config:
@@ -179,17 +297,40 @@ def load(path: Path | None = None) -> Config:
             return Config()
         path = DEFAULT_PATH
     path = path.absolute()
-    _check_trust(path)
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = describe(error) if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"{path}: {reason}") from error
-    return parse(text, str(path))
+    config = parse(_trusted_text(path), str(path))
+    if config.inventory is None:
+        config = replace(config, inventory=path.with_name("nodes.yaml"))
+    return with_inventory(config)
 
 
 def parse(text: str, name: str = "configuration") -> Config:
     """A Config from YAML text; `name` is what errors call it."""
+    config = _convert(text, Config, name)
+    _check(config, name)
+    return config
+
+
+def with_inventory(config: Config) -> Config:
+    """The configuration with the nodes that its inventory file holds now; without the file, none."""
+    path = config.inventory
+    if path is None or not path.exists():
+        return replace(config, enrolled=())
+    nodes = _convert(_trusted_text(path), Inventory, str(path)).nodes
+    _check_nodes(nodes, str(path))
+    return replace(config, enrolled=nodes)
+
+
+def _trusted_text(path: Path) -> str:
+    """What is in a file that nobody but root and the caller can have written."""
+    check_trust(path)
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = describe(error) if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"{path}: {reason}") from error
+
+
+def _convert(text: str, kind: type[T], name: str) -> T:
     try:
         raw = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
     except yaml.YAMLError as error:
@@ -197,13 +338,10 @@ def parse(text: str, name: str = "configuration") -> Config:
         raise ConfigError(f"{name}: {message}") from error
     if raw is None:
         raw = {}
-    raw = _normalise(raw, Config, name, "")
     try:
-        config = msgspec.convert(raw, Config, dec_hook=_decode)
+        return msgspec.convert(_normalise(raw, kind, name, ""), kind, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{name}: {error}") from error
-    _check(config, name)
-    return config
 
 
 class _Loader(yaml.CSafeLoader):
@@ -227,17 +365,19 @@ def _normalise(raw: Any, kind: Any, name: str, where: str) -> Any:
         if not isinstance(raw, dict):
             raise ConfigError(f"{name}: {where or 'the file'} must be a mapping of settings")
         hints = get_type_hints(kind, include_extras=True)
-        known = [setting.name for setting in fields(kind)]
+        known = [setting.name for setting in fields(kind) if setting.metadata != NOT_A_SETTING]
         for key in raw:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1, 0.5)
                 hint = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(known)
                 raise ConfigError(f"{name}: unknown setting {f'{where}.{key}'.lstrip('.')!r}", hint=hint)
-        return {
+        given = {
             key: _normalise(value, hints[key], name, f"{where}.{key}".lstrip("."))
             for key, value in raw.items()
-            if value is not None  # a heading with nothing below it: as if it were not there
+            if value is not None
         }
+        # A heading with nothing below it: as if it were not there.
+        return {key: value for key, value in given.items() if value != {}}
     if get_origin(kind) is tuple and isinstance(raw, list):
         return [_normalise(value, get_args(kind)[0], name, f"{where}[{n}]") for n, value in enumerate(raw)]
     if get_origin(kind) is Literal and isinstance(raw, bool):
@@ -264,43 +404,47 @@ def _plain(kind: Any) -> Any:
 def _decode(kind: type, raw: Any) -> Any:
     if kind is Path and isinstance(raw, str):
         return Path(raw)
+    if kind is Duration and isinstance(raw, str):
+        return Duration.parse(raw)
     raise msgspec.ValidationError(f"Expected {kind.__name__}, got {type(raw).__name__}")
 
 
-def _check(config: Config, name: str) -> None:
-    names = [node.name for node in config.nodes]
-    for node_name in names:
-        if names.count(node_name) > 1:
+def _check_nodes(nodes: Sequence[Node], name: str) -> None:
+    for node_name, count in Counter(node.name for node in nodes).items():
+        if count > 1:
             raise ConfigError(f"{name}: two nodes are called {node_name!r}")
         if not HOST.fullmatch(node_name) or never_a_target(node_name):
             raise ConfigError(f"{name}: {node_name!r} cannot be the name of a node")
+
+
+def _check(config: Config, name: str) -> None:
+    _check_nodes(config.nodes, name)
+    authority = config.authority
+    for kind in ("user", "host"):
+        ttl, limit = getattr(authority, f"{kind}_ttl"), getattr(authority, f"{kind}_ttl_limit")
+        if ttl > limit:
+            raise ConfigError(
+                f"{name}: authority.{kind}_ttl, {ttl}, is longer than authority.{kind}_ttl_limit, {limit}"
+            )
+    for kind, held in (("user", authority.user), ("host", authority.host), ("gateway", authority.gateway)):
+        if held and held.signer == "pkcs11" and held.provider is None:
+            raise ConfigError(f"{name}: authority.{kind}: a PKCS#11 token needs its provider, a library")
+    for bastion in authority.bastions:
+        try:
+            ipaddress.ip_network(bastion)
+        except ValueError:
+            raise ConfigError(f"{name}: authority.bastions: {bastion!r} is no address and no network") from None
+    if not _HOST_PATTERNS.fullmatch(authority.hosts):
+        raise ConfigError(f"{name}: authority.hosts: {authority.hosts!r} is no pattern of known_hosts")
     room = _SOCKET_PATH_MAX - _RUN_NAME_MAX
     if len(os.fsencode(config.run_dir)) > room:
         raise ConfigError(f"{name}: run_dir is longer than {room} bytes, and sockets must fit below it")
-    for path in (config.run_dir, *config.known_hosts):
+    for path in (config.run_dir, config.authority_dir, *config.known_hosts):
         if not set(str(path)) <= _PATH_CHARACTERS:
             raise ConfigError(
                 f"{name}: {path} may have letters, digits and ._/+- only", hint="ssh expands the rest"
             )
 
 
+_HOST_PATTERNS = re.compile(r"!?[A-Za-z0-9.:*?_-]+(?:,!?[A-Za-z0-9.:*?_-]+)*")
 _PATH_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/+-")
-
-
-def _check_trust(path: Path) -> None:
-    """The file and every directory above it: root's or ours, and nobody else may write there."""
-    trusted = {0, os.geteuid()}
-    try:
-        for part in (path, *path.parents):
-            status = part.stat()
-            others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-            if status.st_uid not in trusted or (others and not sticky):
-                raise ConfigError(
-                    f"{part} can be changed by others than root and the caller",
-                    hint=f"chown root {part}; chmod go-w {part}"
-                    if part == path
-                    else "put the file where only root can write",
-                )
-    except OSError as error:
-        raise ConfigError(f"{path}: {describe(error)}") from error

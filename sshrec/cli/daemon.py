@@ -37,9 +37,9 @@ def sshrecd(config: Path | None, check: bool) -> None:
 
 def warnings(config: Config) -> Iterator[str]:
     """What is no mistake in itself, and will keep people out or is not what was meant."""
-    if config.proxy_checks_host_keys and not any(os.access(path, os.R_OK) for path in config.known_hosts):
-        files = ", ".join(map(str, config.known_hosts)) or "known_hosts"
-        yield f"{files} cannot be read: no target can prove itself, so none will be reached"
+    if config.proxy_checks_host_keys and not any(os.access(path, os.R_OK) for path in config.known_hosts_files):
+        files = ", ".join(map(str, config.known_hosts_files))
+        yield f"none of {files} can be read: no target can prove itself, so none will be reached"
     if os.geteuid() == 0:
         yield "running as root: recordings and sessions should belong to a user of their own"
 

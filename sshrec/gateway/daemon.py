@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from sshrec.config import Config
+from sshrec.config import Config, with_inventory
 from sshrec.errors import ConfigError, Denied, SshrecError, Unreachable, describe
 from sshrec.gateway import control, handoff
 from sshrec.gateway.housekeeper import Housekeeper
@@ -70,6 +70,7 @@ class Daemon:
         self._channels: dict[int, int] = {}  # channel to pidfd
         self._housekeeper = Housekeeper(config, self._let_go)
         self._rescanned = 0.0
+        self._inventory = _stamp(config.inventory)
         self._stop = False
         self._bound: Path | None = None
 
@@ -220,6 +221,7 @@ class Daemon:
             raise Unreachable(f"there are {len(self._workers)} sessions, and no more are allowed at once")
         if sum(worker.uid == uid for worker in self._workers.values()) >= limits.sessions_per_user:
             raise Unreachable(f"you have {limits.sessions_per_user} sessions, and no more are allowed at once")
+        self._refresh_inventory()
         session = new_session()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
@@ -233,6 +235,15 @@ class Daemon:
             os.waitpid(pid, 0)
             raise
         self._supervise(session, pid, uid, pidfd, ours, forked=True)
+
+    def _refresh_inventory(self) -> None:
+        """Know the nodes that were enrolled since the last session; a broken file changes nothing."""
+        if (stamp := _stamp(self._config.inventory)) != self._inventory:
+            self._inventory = stamp
+            try:
+                self._config = with_inventory(self._config)
+            except SshrecError as error:
+                log.warning("%s; the nodes known before stay", error)
 
     def _become_worker(
         self, session: str, gateway: socket.socket, ours: socket.socket, theirs: socket.socket
@@ -343,6 +354,15 @@ class Daemon:
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stop = True
+
+
+def _stamp(path: Path | None) -> tuple[int, ...] | None:
+    """What tells one state of a file from the next; None where there is no file."""
+    try:
+        status = os.stat(path or "")
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _log(worker: Supervised) -> None:

@@ -146,7 +146,7 @@ def configuration(
         request_tty="force" if terminal else "no",
         strict="yes" if checks else "no",
         user_known_hosts="none" if checks else run.seen_hosts,  # there ssh notes what it accepted unseen
-        known_hosts=(" ".join(map(str, config.known_hosts)) or "none") if checks else "/dev/null",
+        known_hosts=" ".join(map(str, config.known_hosts_files)) if checks else "/dev/null",
         connect_timeout=hop.connect_timeout,
         alive_interval=hop.alive_interval,
         obscure="yes" if hop.obscure_keystroke_timing else "no",
@@ -224,12 +224,16 @@ class Log:
         if self.signalled:
             return SshrecError(f"the command on {name} was ended by a signal")
         if "Host key verification failed" in said:
-            where = f"check it, then have {known_hosts[0] if known_hosts else 'known_hosts'} set right"
+            pinned = known_hosts[0] if known_hosts else "known_hosts"
+            enrol = f"sshrec-ca enroll-node root@{name}"
             if "IDENTIFICATION HAS CHANGED" in said:
-                return Denied(f"the host key of {name} has changed: {self.host_key}", hint=where)
+                hint = f"find out why; only then have {pinned} set right"
+                return Denied(f"the host key of {name} has changed: {self.host_key}", hint=hint)
             if "not a listed principal" in said or "ertificate invalid" in said:
-                return Denied(f"the host certificate of {name} is not valid for it", hint=self.messages[0])
-            return Denied(f"the host key of {name} is not known: {self.host_key}", hint=where)
+                hint = f"{self.messages[0]}; an administrator gives it a new one: {enrol}"
+                return Denied(f"the host certificate of {name} is not valid for it", hint=hint)
+            hint = f"an administrator enrols the host ({enrol}), or checks its key and adds it to {pinned}"
+            return Denied(f"the host key of {name} is not known: {self.host_key}", hint=hint)
         if "Permission denied" in said:
             hint = f"{name} must accept your key or certificate for the account {login}"
             if not self.agent_has_key:

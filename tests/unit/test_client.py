@@ -62,12 +62,13 @@ def test_a_key_that_is_shown_again_is_the_same() -> None:
             "No ED25519 host key is known for web1 and you have requested strict checking.\r\n"
             "Host key verification failed.\r\n",
             "the host key of web1 is not known: ssh-ed25519 SHA256:true",
-            "check it, then have /etc/sshrec/known_hosts set right",
+            "an administrator enrols the host (sshrec-ca enroll-node root@web1), "
+            "or checks its key and adds it to /etc/sshrec/known_hosts",
         ),
         (
             "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\r\nHost key verification failed.\r\n",
             "the host key of web1 has changed: ssh-ed25519 SHA256:true",
-            "check it, then have /etc/sshrec/known_hosts set right",
+            "find out why; only then have /etc/sshrec/known_hosts set right",
         ),
         (
             "root@web1: Permission denied (publickey).\r\n",

@@ -118,3 +118,58 @@ def test_a_file_of_somebody_else_is_not_trusted(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file or directory"):
         load(tmp_path / "none.yaml")
+
+
+def test_the_inventory_lies_beside_the_file_and_adds_to_its_nodes(tmp_path: Path) -> None:
+    file, inventory = tmp_path / "sshrec.yaml", tmp_path / "nodes.yaml"
+    file.write_text("nodes: [{name: web1, port: 2222}]\n")
+    assert load(file).enrolled == ()
+    inventory.write_text("nodes:\n- {name: web1}\n- {name: db1, address: 10.0.0.9}\n")
+    config = load(file)
+    assert config.inventory == inventory
+    assert config.node("web1") == Node(name="web1", port=2222)
+    assert config.node("db1") == Node(name="db1", address="10.0.0.9")
+
+
+def test_the_inventory_is_no_less_strict_than_the_file(tmp_path: Path) -> None:
+    file, inventory = tmp_path / "sshrec.yaml", tmp_path / "nodes.yaml"
+    file.write_text("")
+    for text, said in (
+        ("nodes: [{name: web1}, {name: web1}]\n", "two nodes are called 'web1'"),
+        ("node: [{name: web1}]\n", "unknown setting 'node'"),
+        ("nodes: [{name: sshrec-proxy}]\n", "'sshrec-proxy' cannot be the name of a node"),
+    ):
+        inventory.write_text(text)
+        with pytest.raises(ConfigError, match=re.escape(f"{inventory}: {said}")):
+            load(file)
+    inventory.write_text("nodes: [{name: web1}]\n")
+    inventory.chmod(0o666)
+    with pytest.raises(ConfigError, match="can be changed by others"):
+        load(file)
+
+
+def test_the_authority_lies_beside_the_data_and_not_in_it() -> None:
+    assert Config().authority_dir == Path("/var/lib/sshrec-auth")
+    config = parse(
+        "data_dir: /srv/sshrec\nauthority: {user_ttl: 8h, user_ttl_limit: 1d12h, bastions: [10.0.0.0/24]}\n"
+    )
+    assert config.database_url == "sqlite:////srv/sshrec-auth/sshrec.db"
+    assert (config.authority.user_ttl, config.authority.user_ttl_limit) == (28800, 129600)
+    assert Path("/srv/sshrec-auth/public/known_hosts") in config.known_hosts_files
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{user_ttl: 8}", "Expected Duration, got int"),
+        ("{user_ttl: 2d}", "authority.user_ttl, 2d, is longer than authority.user_ttl_limit, 1d"),
+        ("{host_ttl: forever}", "'forever' is no duration"),
+        ("{bastions: [bastion.example.com]}", "'bastion.example.com' is no address and no network"),
+        ("{user: {signer: agent}}", "public_key"),
+        ("{user: {public_key: /ca.pub, signer: pkcs11}}", "needs its provider"),
+        ("{user: {public_key: /ca.pub, signer: file}}", "must be one of agent, pkcs11"),
+        ("{hosts: 'a b'}", "'a b' is no pattern of known_hosts"),
+    ],
+)
+def test_mistakes_about_the_authority(text: str, said: str) -> None:
+    assert said in refusal(f"authority: {text}\n")

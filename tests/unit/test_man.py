@@ -16,7 +16,7 @@ import pytest
 
 from sshrec.cli.daemon import sshrecd
 from sshrec.cli.main import sshrec
-from sshrec.config import Config, parse
+from sshrec.config import NOT_A_SETTING, Config, parse
 from sshrec.recording import asciicast, events
 from sshrec.recording.recorder import Recorder
 from sshrec.recording.seal import Outcome
@@ -111,9 +111,12 @@ def test_generated_files_are_up_to_date() -> None:
 
 
 def keys(kind: type) -> Iterator[str]:
+    hints = get_type_hints(kind)
     for field in fields(kind):
+        if field.metadata == NOT_A_SETTING:
+            continue
         yield field.name
-    for hint in get_type_hints(kind).values():
+        hint = hints[field.name]
         for part in (hint, *get_args(hint)):
             if isinstance(part, type) and is_dataclass(part):
                 yield from keys(part)

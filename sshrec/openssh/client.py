@@ -6,16 +6,15 @@ ours, and the command stands alone behind `--`.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
-from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sshrec.config import Config
 from sshrec.errors import Denied, SshrecError, Unreachable
+from sshrec.openssh.public_key import fingerprint as fingerprint  # callers of this module take it from here
 from sshrec.session import printable
 
 SSH = "/usr/bin/ssh"
@@ -255,9 +254,3 @@ def seen_host_key(run: Run) -> str | None:
     except (OSError, ValueError):
         return None
     return f"{algorithm} {fingerprint(blob)}"
-
-
-def fingerprint(blob: str) -> str:
-    """As `ssh-keygen -l` shows it: of a public key in base64."""
-    digest = hashlib.sha256(b64decode(blob)).digest()
-    return "SHA256:" + b64encode(digest).decode().rstrip("=")

@@ -18,7 +18,7 @@ from pathlib import Path
 from sshrec.errors import DataError, NotFound, SshrecError, UsageError, describe
 from sshrec.openssh.certificate import FILE_LIMIT, PRINCIPALS, Certificate, Terms, check, read_certificate
 from sshrec.openssh.public_key import PublicKey, read, read_file
-from sshrec.openssh.signer import ENVIRONMENT, KEYGEN, Ready, converse, run, said, typeable
+from sshrec.openssh.signer import ENVIRONMENT, KEYGEN, Ready, converse, private_directory, run, said, typeable
 from sshrec.session import printable
 
 SERIALS = range(1, 2**64)  # a KRL cannot name 0
@@ -67,7 +67,7 @@ def make_key(path: Path, comment: str, passphrase: str | None = None) -> PublicK
                 raise
         _sync(path.parent)
     except FileExistsError as error:
-        there = public if not path.exists() else path
+        there = path if os.path.lexists(path) else public
         raise SshrecError(f"{printable(str(there))} is there already", hint="it is not overwritten") from error
     except OSError as error:
         raise SshrecError(f"cannot make {shown}: {describe(error)}") from error
@@ -101,8 +101,7 @@ def sign(ready: Ready, key: PublicKey, terms: Terms) -> Certificate:
     what failed. Nothing stays on disk.
     """
     arguments = _arguments(terms)
-    with tempfile.TemporaryDirectory(prefix="sshrec-sign-") as name:
-        directory = Path(name)
+    with private_directory() as directory:
         public = directory / "key.pub"
         public.write_text(f"{key.line}\n", "utf-8", "backslashreplace")
         ready.run([*arguments, str(public)], directory)
@@ -207,8 +206,7 @@ def make_krl(sections: Sequence[KrlSection], number: int, revoked_keys: Sequence
     """
     if number not in range(2**64):
         raise UsageError(f"a revocation list cannot have the number {number}")
-    with tempfile.TemporaryDirectory(prefix="sshrec-krl-") as name:
-        directory = Path(name)
+    with private_directory() as directory:
         krl, spec, ca = directory / "krl", directory / "spec", directory / "ca.pub"
         command = [KEYGEN, "-q", "-k", "-z", str(number), "-f", str(krl)]
         spec.write_text("".join(f"{key.algorithm} {key.blob}\n" for key in revoked_keys))
@@ -249,8 +247,8 @@ def krl_lists(krl: Path, line: str) -> bool:
     """
     if not krl.exists():
         raise NotFound(f"{printable(str(krl))}: no such file")
-    with tempfile.TemporaryDirectory(prefix="sshrec-krl-") as directory:
-        file = Path(directory, "key.pub")
+    with private_directory() as directory:
+        file = directory / "key.pub"
         file.write_text(" ".join(line.split()[:2]) + "\n")
         result = run([KEYGEN, "-Q", "-f", str(krl.absolute()), str(file)])
     if result.returncode == 0:

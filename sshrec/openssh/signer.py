@@ -47,7 +47,7 @@ _TOKEN_ENVIRONMENT = (
 
 _QUICK, _SLOW = 20, 120  # seconds; slow is what may wait for a person to touch or confirm
 _PROMPT = rb"(?:passphrase|PIN)[^\n]*: $"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 _prctl = ctypes.CDLL(None).prctl
 
 
@@ -99,13 +99,14 @@ class Ready:
         command = [KEYGEN, *self._options, *arguments]
         if self._pin is not None:
             with self._one:
-                self._with_pin(command)
-            return
-        result = run(command, self._environment, seconds=_SLOW)
-        if result.returncode:
-            raise self._refused(said(result.stderr))
+                status, output = self._with_pin(command)
+        else:
+            result = run(command, self._environment, seconds=_SLOW)
+            status, output = result.returncode, result.stderr
+        if status:
+            raise self._refused(said(output.replace(f"{directory}/".encode(), b"")))
 
-    def _with_pin(self, command: list[str]) -> None:
+    def _with_pin(self, command: list[str]) -> tuple[int, bytes]:
         """Types the PIN; after a wrong one never again, for tokens lock themselves after a few."""
         wrong = Denied(f"wrong PIN for {self.name}", hint="a few wrong ones in a row lock a token")
         if not self._pin:
@@ -113,14 +114,14 @@ class Ready:
         status, output = converse(command, self._environment, [self._pin] * 2, wrong, seconds=_SLOW)
         if b"login failed" in output:
             self._pin = ""
-            raise wrong if b"PIN incorrect" in output else self._refused(said(output))
-        if status:
-            raise self._refused(said(output))
+            if b"PIN incorrect" in output:
+                raise wrong
+        return status, output
 
     def _refused(self, words: str) -> SshrecError:
         if "agent refused" in words:
             return Denied(f"{self.name} refuses to sign", hint="is its key to be confirmed, or the agent locked?")
-        if "connecting to agent" in words or "Cannot use public key for CA signature" in words:
+        if "-U" in self._options and "ouldn't certify" not in words:
             return Unreachable(f"{self.name} no longer has the key {self.public.fingerprint}: {words}")
         return SshrecError(f"ssh-keygen did not sign: {words}")
 
@@ -139,7 +140,9 @@ def unlocked(signer: Signer, ask: Callable[[str], str]) -> Iterator[Ready]:
     elif isinstance(signer, TokenKey):
         yield _with_token(signer, ask)
     elif _opens(signer):
-        yield Ready(signer.public, printable(str(signer.path)), True, ("-s", str(signer.path)), ENVIRONMENT)
+        yield Ready(
+            signer.public, printable(str(signer.path)), True, ("-s", str(signer.path.absolute())), ENVIRONMENT
+        )
     else:
         with _own_agent() as socket:
             _add(signer, socket, ask)
@@ -150,7 +153,7 @@ def _opens(signer: KeyFile) -> bool:
     """Whether the file needs no passphrase. Raises unless it is a private key of ours alone."""
     path, shown = signer.path, printable(str(signer.path))
     _check_private(path)
-    result = run([KEYGEN, "-y", "-P", "", "-f", str(path)])
+    result = run([KEYGEN, "-y", "-P", "", "-f", str(path.absolute())])
     if result.returncode:
         if b"incorrect passphrase" in result.stderr:
             return False
@@ -216,17 +219,28 @@ def _with_token(signer: TokenKey, ask: Callable[[str], str]) -> Ready:
 
 
 @contextmanager
+def private_directory() -> Iterator[Path]:
+    """A fresh directory that only we enter, gone afterwards; SshrecError for what goes wrong with it."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="sshrec-") as directory:
+            yield Path(directory)
+    except OSError as error:
+        raise SshrecError(f"no directory for temporary files: {describe(error)}") from error
+
+
+@contextmanager
 def _own_agent() -> Iterator[Path]:
     """An ssh-agent that nobody else reaches; it dies with us."""
     parent = os.getpid()
 
     def prepare() -> None:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # where ssh-agent is setgid, exec would forget the next line
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(255)
 
-    with tempfile.TemporaryDirectory(prefix="sshrec-agent-") as directory:
-        socket = Path(directory, "agent")
+    with private_directory() as directory:
+        socket = directory / "agent"
         try:
             agent = subprocess.Popen(
                 [SSH_AGENT, "-D", "-a", socket],
@@ -256,11 +270,12 @@ def _add(signer: KeyFile, socket: Path, ask: Callable[[str], str]) -> None:
     passphrase = ask(f"passphrase for {shown}: ")
     if not passphrase or not typeable(passphrase):
         raise wrong
-    command = [SSH_ADD, "-q", "-k", str(signer.path)]
-    status, output = converse(command, {**ENVIRONMENT, "SSH_AUTH_SOCK": str(socket)}, [passphrase], wrong)
+    environment = {**ENVIRONMENT, "SSH_AUTH_SOCK": str(socket)}
+    command = [SSH_ADD, "-q", "-k", str(signer.path.absolute())]
+    status, output = converse(command, environment, [passphrase], wrong)
     if status:
         raise DataError(f"{shown} cannot be loaded: {said(output)}")
-    if signer.public.blob.encode() not in run([SSH_ADD, "-L"], {"SSH_AUTH_SOCK": str(socket)}).stdout.split():
+    if signer.public.blob.encode() not in run([SSH_ADD, "-L"], environment).stdout.split():
         raise ConfigError(f"{shown} is not the private key of {signer.public.fingerprint}", hint=_PAIR)
 
 
@@ -320,7 +335,8 @@ def converse(
             output += child.before
             if not left:
                 raise asked_again
-            child.sendline(left.pop(0))
+            with contextlib.suppress(OSError):  # it has ended meanwhile; what it said is still to come
+                child.sendline(left.pop(0))
         output += child.before
         child.wait()
         return (child.exitstatus if child.exitstatus is not None else 255), output

@@ -131,7 +131,9 @@ class Limits:
 class HeldKey:
     """A CA's key that an agent or a token holds, instead of a file of the authority's."""
 
-    public_key: Annotated[Path, _doc("The file of the CA's public key.")]
+    public_key: Annotated[
+        Path, _doc("The file of the CA's public key. Taken up by sshrec-ca init, a new one by sshrec-ca rotate.")
+    ]
     signer: Annotated[
         Literal["agent", "pkcs11"], _doc("Who holds the private key: an ssh-agent, or a PKCS#11 token.")
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Self
 
@@ -39,5 +40,5 @@ class Duration(int):
 
 def left(seconds: float) -> str:
     """The two largest units of a span, for people: `11h58m`."""
-    parts = re.findall(r"[0-9]+[a-z]", str(Duration(max(int(seconds), 0))))
+    parts = re.findall(r"[0-9]+[a-z]", str(Duration(max(math.ceil(seconds), 0))))
     return "".join(parts[:2])

@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,7 +19,6 @@ from sshrec.errors import SshrecError, describe
 if TYPE_CHECKING:
     from sshrec.config import Config
 
-# Where each command is, imported when it is called: name → module:attribute, and what --help says of it.
 _COMMANDS = {
     "kill": ("sshrec.cli.who:kill", "End a live session."),
     "ls": ("sshrec.cli.ls:command", "List recordings."),
@@ -48,7 +48,8 @@ def _remember(ctx: click.Context, _parameter: click.Parameter, value: Path | Non
         ctx.ensure_object(Settings).file = value
 
 
-def _config_option() -> click.Option:
+def config_option() -> click.Option:
+    """--config, which every command takes, before its name or behind it."""
     return click.Option(
         ["--config"],
         type=click.Path(path_type=Path, dir_okay=False),
@@ -60,29 +61,37 @@ def _config_option() -> click.Option:
 
 
 class Commands(click.Group):
-    """A group whose commands are imported when they are called, so that the rest stays quick."""
+    """A group whose commands are imported when they are called, so that the rest stays quick.
+
+    `table`: name → where the command is, as module:attribute, and what --help says of it.
+    """
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return sorted(_COMMANDS)
+        return sorted(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in self._table:
             return None
-        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        module, _, attribute = self._table[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         if not any(parameter.name == "config" for parameter in command.params):
-            command.params.append(_config_option())
+            command.params.append(config_option())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, self._table[name][1]) for name in self.list_commands(ctx)])
 
 
 @click.command(
     cls=Commands,
+    table=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
-    params=[_config_option()],
+    params=[config_option()],
     invoke_without_command=True,
 )
 @click.version_option(__version__, prog_name="sshrec", message="%(prog)s %(version)s")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import shutil
 import sys
 import time
@@ -17,6 +15,7 @@ from sshrec.cli.ls import GREEN, RED, SCHEMA, duration, size
 from sshrec.cli.main import Settings, colour
 from sshrec.errors import Denied, SshrecError, Unreachable
 from sshrec.gateway import control
+from sshrec.privileges import caller
 from sshrec.session import printable, started
 
 _HEADINGS = ("ID", "SINCE", "USER", "FROM", "TARGET", "KIND", "STATE", "SIZE", "PID")
@@ -54,18 +53,8 @@ def kill(settings: Settings, session: str) -> None:
     """
     run_dir = settings.config.run_dir
     found = control.find(run_dir, session)
-    control.ask(run_dir, found, f"kill {_caller()}".encode())
+    control.ask(run_dir, found, f"kill {caller()}".encode())
     click.echo(f"ended {found}")
-
-
-def _caller() -> str:
-    """Who asks: with sudo, the person behind it."""
-    name = os.environ.get("SUDO_USER")
-    try:
-        own = getpass.getuser() if os.geteuid() else "root"
-    except (KeyError, OSError):
-        own = f"uid {os.geteuid()}"
-    return f"{own} ({name})" if name else own
 
 
 def _status(settings: Settings, session: str) -> dict[str, Any]:

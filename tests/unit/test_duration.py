@@ -24,4 +24,4 @@ def test_what_is_no_duration(text: str) -> None:
 
 
 def test_what_is_left_is_told_in_two_units() -> None:
-    assert [left(43079.9), left(59), left(0), left(-5), left(366 * 86400)] == ["11h57m", "59s", "0s", "0s", "1y1d"]
+    assert [left(43079.9), left(59), left(0), left(-5), left(366 * 86400)] == ["11h58m", "59s", "0s", "0s", "1y1d"]

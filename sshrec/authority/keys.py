@@ -1,0 +1,215 @@
+"""The CAs: where their keys are, which of them signs, which are trusted, and how one follows another.
+
+Each kind of CA has one key that signs (current), maybe one to come (next), and some that went (old), which
+stay trusted until their grace is over. Signs nothing itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from sshrec.atomic import replace_file
+from sshrec.authority.ledger import AuthorityRow, Ledger
+from sshrec.config import Config, HeldKey
+from sshrec.duration import Duration
+from sshrec.errors import ConfigError, Denied, NotFound, SshrecError, describe
+from sshrec.openssh import keygen, known_hosts, public_key
+from sshrec.openssh.public_key import PublicKey
+from sshrec.openssh.signer import AgentKey, KeyFile, Signer, TokenKey
+from sshrec.trust import check_trust
+
+Kind = Literal["user", "host", "gateway"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_TRUSTED = ("current", "next", "old")
+
+# The files in public/, and whose keys they hold.
+USER_CA, KNOWN_HOSTS, GATEWAY_KNOWN_HOSTS = "user_ca.pub", "known_hosts", "gateway_known_hosts"
+
+
+class Keys:
+    """The CAs of one authority, as its ledger has them. `now`: Unix time in seconds, everywhere."""
+
+    def __init__(self, config: Config, ledger: Ledger) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._directory = config.authority_dir / "keys"
+
+    # ---- the first ones --------------------------------------------------------------------------------
+
+    def init(self, now: float, passphrase: str | None) -> list[AuthorityRow]:
+        """Make the three CAs, or take up those that the configuration names; Denied where there is one."""
+        if self._ledger.authorities():
+            raise Denied(f"{self._config.authority_dir} has its CAs already", hint="sshrec-ca status lists them")
+        self._make_directory()
+        for kind in KINDS:
+            path = self._directory / f"{kind}_ca"
+            if self._held(kind) is None and os.path.lexists(path):
+                raise Denied(
+                    f"{path} exists, and the ledger does not know it", hint="move it away; nothing is overwritten"
+                )
+        rows = [self._new(kind, "current", now, passphrase) for kind in KINDS]
+        for row in rows:
+            self._ledger.add_authority(row)
+        return rows
+
+    def _make_directory(self) -> None:
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            status = self._directory.lstat()
+        except OSError as error:
+            raise ConfigError(f"cannot make {self._directory}: {describe(error)}") from error
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise ConfigError(f"{self._directory} must be a directory of our own, for nobody else to look into")
+
+    def _new(self, kind: Kind, phase: str, now: float, passphrase: str | None) -> AuthorityRow:
+        held = self._held(kind)
+        name = None
+        if held is not None:
+            public = public_key.read(held.public_key)
+        else:
+            taken = {row.file for row in self._ledger.authorities(kind)}
+            names = (f"{kind}_ca{f'.{n}' if n else ''}" for n in (0, *range(2, 1000)))
+            name = next(name for name in names if name not in taken and not (self._directory / name).exists())
+            public = keygen.make_key(self._directory / name, f"sshrec {kind} CA", passphrase)
+        return AuthorityRow(
+            fingerprint=public.fingerprint,
+            kind=kind,
+            public_key=public.line,
+            phase=phase,
+            made_ms=int(now * 1000),
+            current_ms=int(now * 1000) if phase == "current" else None,
+            old_ms=None,
+            retires_at=None,
+            retired_ms=None,
+            file=name,
+        )
+
+    def _held(self, kind: Kind) -> HeldKey | None:
+        held: HeldKey | None = getattr(self._config.authority, kind)
+        return held
+
+    # ---- who signs, who is trusted -----------------------------------------------------------------------
+
+    def rows(self, kind: Kind, *phases: str) -> list[AuthorityRow]:
+        """The CAs of a kind in these phases, in the phases' order; NotFound where there never was one."""
+        rows = self._ledger.authorities(kind)
+        if not rows:
+            raise NotFound("there is no CA yet", hint="sshrec-ca init makes them")
+        order = phases or (*_TRUSTED, "retired")
+        return sorted((row for row in rows if row.phase in order), key=lambda row: order.index(row.phase))
+
+    def trusted(self, kind: Kind) -> list[PublicKey]:
+        """Whose certificates count: the current CA's first, then the next one's and the old ones'."""
+        return [_public(row) for row in self.rows(kind, *_TRUSTED)]
+
+    def signer(self, kind: Kind) -> Signer:
+        """Who signs certificates of that kind. ConfigError where the private key is not where it should be."""
+        (row,) = self.rows(kind, "current")
+        public, held = _public(row), self._held(kind)
+        if row.file is not None:
+            check_trust(self._directory)
+            return KeyFile(self._directory / row.file, public)
+        if held is None:
+            raise ConfigError(
+                f"no agent and no token holds the {kind} CA {row.fingerprint}", hint=f"authority.{kind} names one"
+            )
+        if held.signer == "agent":
+            socket = held.agent or Path(os.environ.get("SSH_AUTH_SOCK", ""))
+            if not socket.is_absolute():
+                raise ConfigError(f"no agent to ask for the {kind} CA", hint="SSH_AUTH_SOCK, or authority.*.agent")
+            return AgentKey(public, socket)
+        if held.provider is None:
+            raise ConfigError(f"authority.{kind}: a PKCS#11 token needs its provider, a library")
+        return TokenKey(public, held.provider)
+
+    # ---- one follows another -----------------------------------------------------------------------------
+
+    def introduce(self, kind: Kind, now: float, passphrase: str | None) -> AuthorityRow:
+        """A new CA beside the current one: trusted from now on, and signing nothing yet."""
+        if self.rows(kind, "next"):
+            raise Denied(f"there is a next {kind} CA already", hint=f"sshrec-ca rotate {kind} has it sign")
+        held = self._held(kind)
+        if held and any(
+            row.fingerprint == public_key.read(held.public_key).fingerprint for row in self.rows(kind)
+        ):
+            raise ConfigError(
+                f"{held.public_key} is no new key", hint=f"have authority.{kind} name the new one's public key"
+            )
+        row = self._new(kind, "next", now, passphrase)
+        self._ledger.add_authority(row)
+        return row
+
+    def switch(self, kind: Kind, now: float, grace: Duration) -> AuthorityRow:
+        """The next CA signs from now on; the one that did stays trusted for `grace`."""
+        following = self.rows(kind, "next")
+        if not following:
+            raise Denied(f"there is no next {kind} CA", hint=f"sshrec-ca rotate {kind} makes one")
+        (current,) = self.rows(kind, "current")
+        at = int(now * 1000)
+        row = dataclasses.replace(following[0], phase="current", current_ms=at)
+        old = dataclasses.replace(current, phase="old", old_ms=at, retires_at=int(now) + grace)
+        self._ledger.update_authorities([old, row])
+        return row
+
+    def roll_back(self, kind: Kind, now: float) -> AuthorityRow:
+        """Undo the last step: forget the next CA; or else have the newest old one sign again."""
+        (current,) = self.rows(kind, "current")
+        following = self.rows(kind, "next")
+        if following:
+            self._retire(following, now)
+            return current
+        before = max(self.rows(kind, "old"), key=lambda row: row.old_ms or 0, default=None)
+        if before is None:
+            raise Denied(f"there is no {kind} CA to go back to")
+        back = dataclasses.replace(before, phase="current", old_ms=None, retires_at=None)
+        self._ledger.update_authorities([dataclasses.replace(current, phase="next"), back])
+        return back
+
+    def retire(self, kind: Kind, now: float) -> list[AuthorityRow]:
+        """End the grace of the old CAs: nothing they signed counts any more."""
+        return self._retire(self.rows(kind, "old"), now)
+
+    def settle(self, now: float) -> list[AuthorityRow]:
+        """Retire the old CAs whose grace is over; those that were."""
+        over = [row for row in self._ledger.authorities() if row.phase == "old" and (row.retires_at or 0) <= now]
+        return self._retire(over, now)
+
+    def _retire(self, rows: Sequence[AuthorityRow], now: float) -> list[AuthorityRow]:
+        retired = [dataclasses.replace(row, phase="retired", retired_ms=int(now * 1000)) for row in rows]
+        if retired:
+            self._ledger.update_authorities(retired)
+        for row in retired:
+            if row.file is not None:  # a key that nobody trusts is only good for theft
+                (self._directory / row.file).unlink(missing_ok=True)
+                (self._directory / f"{row.file}.pub").unlink(missing_ok=True)
+        return retired
+
+    # ---- what everybody may read ---------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Bring the public files up to date: each is replaced whole, and only where it changed."""
+        directory = self._config.public_dir
+        hosts = self._config.authority.hosts
+        files = {
+            USER_CA: known_hosts.plain(self.trusted("user")),
+            KNOWN_HOSTS: known_hosts.authorities(self.trusted("host"), hosts),
+            GATEWAY_KNOWN_HOSTS: known_hosts.authorities(self.trusted("gateway"), hosts),
+        }
+        try:
+            directory.mkdir(mode=0o755, exist_ok=True)
+            directory.chmod(0o755)
+            for name, text in files.items():
+                path, data = directory / name, text.encode()
+                if not path.is_file() or path.read_bytes() != data:
+                    replace_file(path, data, 0o644)
+        except OSError as error:
+            raise SshrecError(f"cannot write {error.filename or directory}: {describe(error)}") from error
+
+
+def _public(row: AuthorityRow) -> PublicKey:
+    return public_key.parse(row.public_key.encode(), f"the ledger's {row.kind} CA {row.fingerprint}")

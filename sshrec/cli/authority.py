@@ -1,0 +1,142 @@
+"""What the commands of sshrec-ca share: the authority, opened; secrets, asked for; certificates, written."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sshrec import privileges
+from sshrec.atomic import replace_file
+from sshrec.authority import revocation
+from sshrec.authority.certificates import Asker
+from sshrec.authority.keys import Keys
+from sshrec.authority.ledger import Ledger
+from sshrec.cli.main import Settings
+from sshrec.config import Config
+from sshrec.duration import Duration
+from sshrec.errors import DataError, Denied, UsageError, describe
+from sshrec.openssh.certificate import FOREVER, Certificate, read_certificate
+from sshrec.privileges import Privileges
+from sshrec.session import printable
+from sshrec.storage.database import Database
+
+CERTIFICATE_LIMIT = 64 * 1024  # bytes of a certificate's file
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An authority at work. `now`: Unix time, in seconds, for all that one command does."""
+
+    config: Config
+    ledger: Ledger
+    keys: Keys
+    asker: Asker
+    privileges: Privileges
+    now: float
+
+    def publish(self) -> None:
+        """Bring what everybody may read up to date, the KRL too."""
+        self.keys.publish()
+        revocation.write_krl(self.ledger, self.keys, self.config.krl, self.now)
+
+
+@contextlib.contextmanager
+def opened(settings: Settings, *, create: bool = False) -> Iterator[Opened]:
+    """The authority of the configuration, with the rights of its owner; `create` makes a new one's home."""
+    config = settings.config
+    asker = Asker(privileges.caller(), privileges.whence())
+    rights = privileges.become_owner(config.authority_dir, config.authority.account, make=create)
+    _check_owner(config.authority_dir)
+    with Database.open(config.database_url, create=create) as database:
+        ledger = Ledger(database)
+        authority = Opened(config, ledger, Keys(config, ledger), asker, rights, time.time())
+        if authority.keys.settle(authority.now):
+            authority.publish()
+        yield authority
+
+
+def _check_owner(directory: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if directory.stat().st_uid != os.geteuid():
+            raise Denied(f"{directory} is not yours", hint="run it as root, who becomes its owner")
+
+
+def ask(prompt: str) -> str:
+    """A passphrase or a PIN, from the terminal and nowhere else. Denied where there is none to ask at."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError as error:
+        raise Denied(
+            f"{prompt}: there is no terminal to ask for it",
+            hint="an ssh-agent can hold the key: authority.*.signer",
+        ) from error
+    return getpass.getpass(f"{prompt}: ")
+
+
+class DurationType(click.ParamType[Duration]):
+    """--ttl 12h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Duration:
+        if isinstance(value, Duration):
+            return value
+        try:
+            return Duration.parse(str(value))
+        except ValueError as error:
+            return self.fail(printable(str(error)), param, ctx)
+
+
+def moment(seconds: int) -> str:
+    """A Unix time for people, in their zone."""
+    if seconds >= FOREVER:
+        return "forever"
+    try:
+        return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds} seconds after 1970"
+
+
+# ---- writing certificates -------------------------------------------------------------------------------
+
+
+def beside(key: Path) -> Path:
+    """Where ssh looks for the certificate of a key: KEY.pub → KEY-cert.pub."""
+    return key.with_name(f"{key.name.removesuffix('.pub')}-cert.pub")
+
+
+def check_output(path: Path) -> None:
+    """UsageError unless a certificate can be put there: nothing is there, or a certificate of before."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise UsageError(f"{path.parent} is no directory") from None
+        if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+            raise UsageError(f"cannot write in {path.parent}") from None
+        return
+    except OSError as error:
+        raise UsageError(f"{path}: {describe(error)}") from error
+    if not stat.S_ISREG(status.st_mode):
+        what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+        raise UsageError(f"{path} is {what}, and nothing is written through it", hint="remove it, or use --output")
+    try:
+        with path.open("rb") as file:
+            read_certificate(file.read(CERTIFICATE_LIMIT + 1), str(path))
+    except (DataError, OSError):
+        raise UsageError(f"{path} is there and is no certificate", hint="nothing is overwritten") from None
+
+
+def write_certificate(path: Path, certificate: Certificate) -> None:
+    """Put it under a name; a certificate of before is replaced, a link is not followed."""
+    replace_file(path, f"{certificate.line}\n".encode(), 0o644)

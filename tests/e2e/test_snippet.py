@@ -29,13 +29,13 @@ RECORDED = {
     "authenticationmethods": "publickey",
     "passwordauthentication": "no",
     "kbdinteractiveauthentication": "no",
-    "trustedusercakeys": "/etc/sshrec/user_ca.pub",
+    "trustedusercakeys": "/var/lib/sshrec-auth/public/user_ca.pub",
     "authorizedprincipalsfile": "none",
     "authorizedprincipalscommand": "/usr/bin/echo sshrec:%u",
     "authorizedprincipalscommanduser": "nobody",
     "authorizedkeysfile": "none",
     "authorizedkeyscommand": "none",
-    "revokedkeys": "none",
+    "revokedkeys": "/var/lib/sshrec-auth/public/krl",
     "allowtcpforwarding": "no",
     "allowstreamlocalforwarding": "no",
     "permitopen": "none",
@@ -190,7 +190,6 @@ def test_hardening_elsewhere_does_not_take_the_agent_away_nor_open_a_door(bastio
     ("keyword", "value"),
     [
         ("AuthorizedKeysFile", ".ssh/authorized_keys"),
-        ("RevokedKeys", "/etc/sshrec/krl"),
         ("Banner", "/etc/sshrec/banner"),
     ],
 )
@@ -219,7 +218,7 @@ def test_the_stricter_block_spares_administrators_root_and_the_recorded(bastion:
 
 def test_no_option_is_forgotten_here() -> None:
     options = set(re.findall(r"(?m)^ *#([A-Z][A-Za-z]+) ", SNIPPET.read_text().partition("#Match Group")[0]))
-    assert options == {"AuthorizedKeysFile", "RevokedKeys", "Banner"}
+    assert options == {"AuthorizedKeysFile", "Banner"}
 
 
 def test_no_comment_trails_a_directive() -> None:

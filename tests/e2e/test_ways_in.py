@@ -91,18 +91,17 @@ def test_a_login_that_the_target_does_not_let_in(lab: Lab) -> None:
 
 def test_an_unknown_host_key(lab: Lab, tmp_path: Path) -> None:
     lab.stop_sshrecd()
-    lab.start_sshrecd({"known_hosts": ["/dev/null"]})
+    lab.start_sshrecd({"known_hosts": ["/dev/null"], "authority": {"directory": str(tmp_path)}})
     done = lab.ssh("-A", "bastion", "root@web1", "id")
     assert (done.returncode, done.stdout) == (255, b"")
     assert "sshrec: error: the host key of web1 is not known: ssh-ed25519-cert-v01@" in done.stderr.decode()
 
 
-def test_a_changed_host_key(lab: Lab) -> None:
+def test_a_changed_host_key(lab: Lab, tmp_path: Path) -> None:
     other = lab.directory / "other_known_hosts"
-    key = (lab.directory / "user_ca.pub").read_text()
-    other.write_text(f"web1 {key}")
+    other.write_text(f"web1 {lab.user_ca.read_text()}")
     lab.stop_sshrecd()
-    lab.start_sshrecd({"known_hosts": [str(other)]})
+    lab.start_sshrecd({"known_hosts": [str(other)], "authority": {"directory": str(tmp_path)}})
     done = lab.ssh("-A", "bastion", "root@web1", "id")
     assert (done.returncode, done.stdout) == (255, b"")
     assert "sshrec: error: the host key of web1 has changed: " in done.stderr.decode()

@@ -56,6 +56,7 @@ def describe(lab: Lab, screen: Screen) -> None:
     for name in ("web1", "web2"):
         screen.fact(name, f"stock sshd on port {ports[name]}, TrustedUserCAKeys is all it was told")
     screen.fact("joe", "an ssh-agent with a certificate for root and deploy, for one hour; stock ssh")
+    screen.fact("CA", "sshrec-ca made the keys that all of them trust")
 
 
 def shell(lab: Lab) -> Iterator[bytes]:

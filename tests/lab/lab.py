@@ -141,17 +141,19 @@ class Lab:
 
         self._name_accounts()
         self.installation = installation.find(
-            tuple({self.account("sshrec").uid, self.account("joe").uid}) if self.several_uids else (),
+            tuple({self.account(name).uid for name in ("sshrec", "sshrec-auth", "joe")})
+            if self.several_uids
+            else (),
             self.directory / "venv",
             self._copy,
         )
-        authorities = self.directory / "ca"
-        authorities.mkdir(mode=0o700)
-        self.user_ca = people.Authority(authorities / "user_ca", self._laptop_env)
-        self.host_ca = people.Authority(authorities / "host_ca", self._laptop_env)
-        (self.directory / "user_ca.pub").write_text(self.user_ca.public + "\n")
-        self.known_hosts = self.directory / "known_hosts"
-        self.known_hosts.write_text(f"@cert-authority * {self.host_ca.public}\n")
+        self.write_config()
+        self.authority_dir.mkdir(mode=0o755)
+        if self.several_uids:
+            owner = self.account("sshrec-auth")
+            os.chown(self.authority_dir, owner.uid, owner.gid)
+        self.sshrec_ca("init")
+        self.authority = people.Authority(self.sshrec_ca, self.authority_dir / "keys", self._laptop_env)
 
         for name in _TARGETS:
             self._start_target(name)
@@ -160,6 +162,21 @@ class Lab:
             self.open_laptop(user)
         if self._with_sshrecd:
             self.start_sshrecd()
+
+    @property
+    def authority_dir(self) -> Path:
+        """Where sshrec-ca keeps its keys, the ledger, and what everybody may read."""
+        return self.directory / "data-auth"
+
+    @property
+    def user_ca(self) -> Path:
+        """What sshds are to trust."""
+        return self.authority_dir / "public" / "user_ca.pub"
+
+    @property
+    def known_hosts(self) -> Path:
+        """What ssh is to trust."""
+        return self.authority_dir / "public" / "known_hosts"
 
     def _catch_signals(self) -> None:
         """Let SIGTERM and SIGHUP unwind us as Ctrl-C does."""
@@ -175,8 +192,9 @@ class Lab:
                 self._undo.callback(signal.signal, number, signal.SIG_DFL)
 
     def _name_accounts(self) -> None:
-        names = ["joe", "alice", "sshrec"] if self.several_uids else ["joe", "sshrec"]
-        self.people = tuple(name for name in names if name != "sshrec")
+        services = ["sshrec", "sshrec-auth"]
+        self.people = ("joe", "alice") if self.several_uids else ("joe",)
+        names = [*self.people, *services]
         logins = [*_LOGINS, *self.people]
         uids: Sequence[int] = [os.geteuid()] * (len(names) + len(logins))
         gids: Sequence[int] = [os.getegid()] * len(uids)
@@ -185,9 +203,11 @@ class Lab:
             taken |= {owner for _, owner in _sshd_files()}
             uids = gids = accounts.free_uids(len(uids), taken)
             self._uids = frozenset(uids)
-            if system := accounts.system_uid(taken):
-                uids, gids = list(uids), list(gids)
-                uids[names.index("sshrec")], gids[names.index("sshrec")] = system
+            uids, gids = list(uids), list(gids)
+            for service in services:
+                if system := accounts.system_uid(taken):
+                    taken.add(system[0])
+                    uids[names.index(service)], gids[names.index(service)] = system
         numbers = iter(zip(uids, gids, strict=True))
         home = self.directory / "home"
         self._accounts = [Account(name, *next(numbers), home / name) for name in names]
@@ -201,7 +221,7 @@ class Lab:
             self._laptop_env |= accounts.wrapped(self._make("laptops"), [caller])
 
     def account(self, name: str) -> Account:
-        """An account of the bastion: joe, alice (several uids only), sshrec."""
+        """An account of the bastion: joe, alice (several uids only), sshrec, sshrec-auth."""
         return accounts.by_name(self._accounts)[name]
 
     def _make(self, name: str) -> Path:
@@ -212,7 +232,7 @@ class Lab:
     def _make_host(self, name: str) -> Path:
         directory = self._make(name)
         people.make_key(directory / "host_key", name, self._laptop_env)
-        self.host_ca.sign_host(directory / "host_key", name)
+        self.authority.sign_host(directory / "host_key", name)
         return directory
 
     def _start_target(self, name: str) -> None:
@@ -223,7 +243,7 @@ class Lab:
             (account.home / ".profile").write_text(_PROFILE)
         # The target's sessions see these names too, and the host's: as if it were a machine of its own.
         environment = accounts.wrapped(directory, logins, hostname=name)
-        lines = sshd.target(self.directory / "user_ca.pub", environment)
+        lines = sshd.target(self.user_ca, environment)
         self._start_sshd(name, directory, lines, environment)
 
     def _start_sshd(self, name: str, directory: Path, lines: Sequence[str], env: Mapping[str, str]) -> None:
@@ -259,7 +279,7 @@ class Lab:
         named = [Account(a.name, a.uid, a.gid, a.home, login_shell) for a in self._accounts]
         lines = [*(line for line in extra if not line.startswith(("Match ", " ")))]
         lines += sshd.bastion(
-            self.directory / "user_ca.pub",
+            self.authority_dir / "public",
             force_command,
             "nobody" if os.geteuid() == 0 else "joe",
             authorized_keys,
@@ -297,7 +317,7 @@ class Lab:
         name: str | None = None,
         key_id: str | None = None,
         principals: Sequence[str] | None = None,
-        validity: str = "-5m:+1h",
+        validity: str | None = None,
         options: Sequence[str] = (),
         holds: Holds = "certificate",
     ) -> Laptop:
@@ -310,7 +330,7 @@ class Lab:
         laptop = people.open_laptop(
             self.directory / "laptops" / name,
             user,
-            self.user_ca,
+            self.authority,
             self._laptop_env,
             key_id=key_id or user,
             principals=principals or [f"sshrec:{user}", user, *_LOGINS],
@@ -428,17 +448,20 @@ class Lab:
     def sshrec_env(self) -> dict[str, str]:
         """What sshrecd, and sshrec as its uid, are started with."""
         wrapper = accounts.wrapped(self._make("accounts"), self._accounts)
-        given = {name: os.environ[name] for name in ("PYTHONPYCACHEPREFIX",) if name in os.environ}
         home = str(self.account("sshrec").home)
-        return {"PATH": parts.PATH, "LANG": "C.UTF-8", "HOME": home, **given, **wrapper}
+        return {"PATH": parts.PATH, "LANG": "C.UTF-8", "HOME": home, **self._bytecode(), **wrapper}
 
     def write_config(self, settings: Mapping[str, Any] | None = None) -> None:
         """Write sshrec.yaml: the lab's own settings, those of Lab(settings=…), these."""
-        nodes = [{"name": name, "address": "127.0.0.1", "port": self.sshds[name].port} for name in _TARGETS]
+        nodes = [
+            {"name": name, "address": "127.0.0.1", "port": self.sshds[name].port}
+            for name in _TARGETS
+            if name in self.sshds
+        ]
         content: dict[str, Any] = {
             "data_dir": str(self.data_dir),
             "run_dir": str(self.run_dir),
-            "known_hosts": [str(self.known_hosts)],
+            "known_hosts": [],
             "nodes": nodes,
             **self._settings,
             **(settings or {}),
@@ -495,6 +518,33 @@ class Lab:
             said = done.stderr.decode(errors="replace").strip()
             raise LabError(f"sshrec {' '.join(args)}: exit code {done.returncode}: {said}")
         return done
+
+    def sshrec_ca(
+        self,
+        *args: str | Path,
+        check: bool = True,
+        input: bytes | None = None,  # noqa: A002
+        timeout: float = 60,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the command `sshrec-ca` on this lab's configuration; as root, it becomes sshrec-auth by itself."""
+        stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+        done = subprocess.run(
+            [self.installation.programs / "sshrec-ca", "--config", self.config, *args],
+            env={**self._laptop_env, **self._bytecode()},
+            cwd="/",
+            capture_output=True,
+            timeout=timeout,
+            **stdin,
+        )
+        if check and done.returncode:
+            said = done.stderr.decode(errors="replace").strip()
+            raise LabError(f"sshrec-ca {' '.join(map(str, args))}: exit code {done.returncode}: {said}")
+        return done
+
+    @staticmethod
+    def _bytecode() -> dict[str, str]:
+        """Where the caller has Python keep its bytecode."""
+        return {name: os.environ[name] for name in ("PYTHONPYCACHEPREFIX",) if name in os.environ}
 
     def recordings(self) -> list[Path]:
         """The recordings, oldest first: live, plain and packed."""

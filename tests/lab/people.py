@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 import secrets
 import socket
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,40 +24,54 @@ def make_key(path: Path, comment: str, env: Mapping[str, str]) -> None:
 
 
 class Authority:
-    """A key that signs certificates."""
+    """Certificates by sshrec-ca; by ssh-keygen, with the same CA's key, those that sshrec-ca would not sign."""
 
-    def __init__(self, path: Path, env: Mapping[str, str]) -> None:
-        self._path = path
+    def __init__(
+        self, sshrec_ca: Callable[..., subprocess.CompletedProcess[bytes]], keys: Path, env: Mapping[str, str]
+    ) -> None:
+        self._sshrec_ca = sshrec_ca
+        self._keys = keys
         self._env = env
-        self._serials = itertools.count(secrets.randbits(40) + 1)
-        make_key(path, path.name, env)
-
-    @property
-    def public(self) -> str:
-        """The public key's line."""
-        return self._path.with_suffix(".pub").read_text().strip()
 
     def sign_user(
         self,
         key: Path,
         key_id: str,
-        principals: Iterable[str],
-        validity: str = "-5m:+1h",
+        principals: Sequence[str],
+        validity: str | None = None,
         options: Sequence[str] = (),
     ) -> int:
         """Write `key`-cert.pub; its serial. `options`: of ssh-keygen -O, beside a terminal and the agent."""
-        serial = next(self._serials)
-        argv = [program("ssh-keygen"), "-q", "-s", str(self._path), "-I", key_id, "-n", ",".join(principals)]
-        argv += ["-V", validity, "-z", str(serial)]
-        for option in ("clear", "permit-pty", "permit-agent-forwarding", *options):
+        own, *logins = principals
+        if validity is None and not options and own == f"sshrec:{key_id}" and logins:
+            names = ("--user", key_id, "--principals", ",".join(logins), "--ttl", "1h")
+            said = self._sshrec_ca("sign", f"{key}.pub", *names, "--json").stdout
+            serial: int = json.loads(said)["certificates"][0]["serial"]
+            return serial
+        return self.by_hand(self._keys / "user_ca", key, key_id, principals, validity or "-5m:+1h", options)
+
+    def by_hand(
+        self,
+        ca: Path,
+        key: Path,
+        key_id: str,
+        principals: Sequence[str],
+        validity: str = "-5m:+1h",
+        options: Sequence[str] = (),
+        host: bool = False,
+    ) -> int:
+        """Write `key`-cert.pub as ssh-keygen makes it of anything; its serial."""
+        serial = secrets.randbits(62) + 1
+        argv = [program("ssh-keygen"), "-q", "-s", str(ca), "-I", key_id, "-n", ",".join(principals)]
+        argv += ["-V", validity, "-z", str(serial), *(["-h"] if host else [])]
+        for option in () if host else ("clear", "permit-pty", "permit-agent-forwarding", *options):
             argv += ["-O", option]
         run([*argv, f"{key}.pub"], self._env)
         return serial
 
     def sign_host(self, key: Path, name: str) -> None:
         """Write `key`-cert.pub, a host certificate for `name`."""
-        argv = [program("ssh-keygen"), "-q", "-s", str(self._path), "-h", "-I", name, "-n", name, "-V", "-5m:+1h"]
-        run([*argv, f"{key}.pub"], self._env)
+        self._sshrec_ca("sign-host", f"{key}.pub", "--hostname", name, "--ttl", "1d")
 
 
 @dataclass
@@ -90,8 +104,8 @@ def open_laptop(
     env: Mapping[str, str],
     *,
     key_id: str,
-    principals: Iterable[str],
-    validity: str = "-5m:+1h",
+    principals: Sequence[str],
+    validity: str | None = None,
     options: Sequence[str] = (),
     holds: Holds = "certificate",
 ) -> Laptop:

@@ -44,15 +44,16 @@ def common(directory: Path, port: int) -> list[str]:
     return lines
 
 
-def bastion(user_ca: Path, force_command: str, command_user: str, authorized_keys: bool) -> list[str]:
+def bastion(public: Path, force_command: str, command_user: str, authorized_keys: bool) -> list[str]:
     """What makes it a bastion: the shipped snippet, for everybody, with the lab's paths.
 
-    `force_command`: "" is none; `command_user`: who runs AuthorizedPrincipalsCommand, which an sshd of an
-    ordinary user cannot switch.
+    `public`: where the authority publishes; `force_command`: "" is none; `command_user`: who runs
+    AuthorizedPrincipalsCommand, which an sshd of an ordinary user cannot switch.
     """
     ours = {
         "ForceCommand": force_command,
-        "TrustedUserCAKeys": str(user_ca),
+        "TrustedUserCAKeys": str(public / "user_ca.pub"),
+        "RevokedKeys": str(public / "krl"),
         "AuthorizedPrincipalsCommandUser": command_user,
         "AuthorizedKeysFile": ".ssh/authorized_keys" if authorized_keys else "none",
     }

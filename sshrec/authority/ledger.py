@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from sshrec.errors import Denied, NotFound, UsageError
+from sshrec.session import printable
 from sshrec.storage import schema
 from sshrec.storage.database import Conflict, Database, DatabaseError
 
@@ -69,7 +70,7 @@ class Entry(Draft):
     withdrawn: str | None
     revoked: Revocation | None
 
-    def expired(self, now: int) -> bool:
+    def expired(self, now: float) -> bool:
         """Whether it is no longer good at a time in Unix seconds."""
         return now >= self.valid_before
 
@@ -135,7 +136,7 @@ class Ledger:
 
     def withdraw(self, serials: Iterable[int], why: str) -> None:
         """Note that these were never handed out; the first reason stands. NotFound for one that is not there."""
-        _check_text("why", why)
+        why = printable(why, 1000)
         with self._database.transaction() as connection:
             for part in _parts(_entries(connection, serials)):
                 connection.execute(
@@ -336,7 +337,7 @@ def _check_text(what: str, text: str) -> None:
     if text.isascii() and text.isprintable():
         return
     if any(unicodedata.category(character) in _UNPRINTABLE for character in text):
-        raise UsageError(f"{what}: {text[:80]!a} has control characters")
+        raise UsageError(f"{what}: '{printable(text, 80)}' has control characters")
 
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}

@@ -21,6 +21,7 @@ from sqlalchemy import exc as sql
 from sqlalchemy.engine import URL, make_url
 
 from sshrec.errors import ConfigError, NotFound, SshrecError, describe
+from sshrec.session import printable
 
 HEAD = "0001"  # the newest of migrations/versions; held here because importing alembic takes 0.2 s
 BUSY_SECONDS = 5.0
@@ -63,10 +64,11 @@ class Database:
     """
 
     def __init__(self, url: URL, busy_seconds: float) -> None:
-        self.name, self._path = _name(url), None if url.database is None else Path(url.database)
+        self.name = _name(url)
         self._busy_seconds = busy_seconds
-        self._sqlite = url.drivername == _SQLITE
-        if self._sqlite:
+        self._path = Path(url.database or "") if url.drivername == _SQLITE else None
+        if self._path is not None:
+            self._file = _identity(self._path)
             # Through a URI: SQLite must never make the file, with the mode that the umask gives.
             self._engine = create_engine(
                 "sqlite://",
@@ -118,6 +120,8 @@ class Database:
     def transaction(self) -> Iterator[Connection]:
         """To write: durable when it ends, undone when it raises. Nobody else writes meanwhile (or: Busy)."""
         with self._said(), self._writer.begin() as connection:
+            if self._replaced():
+                raise self._say_replaced()
             yield connection
 
     @contextlib.contextmanager
@@ -128,7 +132,7 @@ class Database:
 
     def _begin(self, connection: Connection) -> None:
         writes = connection.get_execution_options().get("sshrec_writes", False)
-        if self._sqlite:
+        if self._path is not None:
             connection.exec_driver_sql(f"PRAGMA query_only = {0 if writes else 1}")
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
         elif writes:
@@ -147,7 +151,7 @@ class Database:
                 # Another process may have done it while we waited for our turn.
                 if self._version(connection) != HEAD:
                     self._migrate(connection)
-        if self._sqlite:
+        if self._path is not None:
             with self._said():
                 self._write_ahead()
 
@@ -195,6 +199,8 @@ class Database:
                     cursor.execute("PRAGMA journal_mode = WAL")
                     return
                 except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:
+                        return  # somebody's copy, to read
                     if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)
@@ -225,7 +231,16 @@ class Database:
             return Unavailable(f"{self.name}: {_line(error)}")
         return DatabaseError(f"{self.name}: {_line(error)}")
 
+    def _replaced(self) -> bool:
+        """Whether what we have open is no longer the file of that name: nobody would see what we write."""
+        return self._path is not None and _identity(self._path) != self._file
+
+    def _say_replaced(self) -> SshrecError:
+        return DatabaseError(f"{self.name} was replaced while it was open", hint="restart what has it open")
+
     def _say_sqlite(self, error: sqlite3.Error) -> SshrecError:
+        if self._replaced():
+            return self._say_replaced()
         code = getattr(error, "sqlite_errorcode", 0)
         if code in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):
             return Conflict(f"{self.name}: {_line(error)}")
@@ -235,9 +250,7 @@ class Database:
         if primary == sqlite3.SQLITE_CANTOPEN and self._path is not None:
             return _cannot_open(self._path)
         if primary == sqlite3.SQLITE_READONLY:
-            return DatabaseError(
-                f"{self.name} cannot be written, only read", hint="see who owns it and its directory"
-            )
+            return _read_only(self.name)
         if primary == sqlite3.SQLITE_NOTADB:
             return DatabaseError(f"{self.name} is not an SQLite database")
         if primary == sqlite3.SQLITE_CORRUPT:
@@ -312,8 +325,24 @@ def _cannot_open(path: Path) -> SshrecError:
         return NotFound(f"database {path} does not exist", hint=_INIT)
     except OSError as error:
         return DatabaseError(f"database {path} cannot be opened: {describe(error)}")
-    why = "permission denied" if not os.access(path, os.R_OK, effective_ids=True) else "see its directory"
-    return DatabaseError(f"database {path} cannot be opened: {why}")
+    if not os.access(path, os.R_OK, effective_ids=True):
+        return DatabaseError(f"database {path} cannot be opened: permission denied")
+    if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+        return _read_only(f"database {path}")
+    return DatabaseError(f"database {path} cannot be opened", hint="see its -wal and -shm files")
+
+
+def _read_only(name: str) -> DatabaseError:
+    return DatabaseError(f"{name} cannot be written", hint="see who owns it, and its directory")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode, or None: what SQLite has open may have another name by now, or none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _connecting(url: URL, busy_seconds: float) -> Callable[[], sqlite3.Connection]:
@@ -357,5 +386,4 @@ def _postgresql(url: URL, busy_seconds: float) -> Engine:
 
 def _line(error: BaseException) -> str:
     """A driver's words: the first line, and nothing in it that a terminal acts on."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return "".join(c if c.isprintable() else "?" for c in lines[0])
+    return printable((str(error).splitlines() or [type(error).__name__])[0], 300)

@@ -6,7 +6,7 @@ Times end in `_ms` (Unix milliseconds) or are Unix seconds, as certificates have
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Identity, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, MetaData, Table, Text, text
 
 metadata = MetaData()
 
@@ -50,7 +50,7 @@ revoked_key_ids = Table(
     "revoked_key_ids",
     metadata,
     # SQLite counts by itself only what is declared INTEGER.
-    Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("kind", Text, nullable=False),
     Column("key_id", Text, nullable=False),
     Column("revoked_ms", BigInteger, nullable=False),

@@ -40,7 +40,7 @@ def upgrade() -> None:
 
     op.create_table(
         "revoked_key_ids",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), sa.Identity(), primary_key=True),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("key_id", sa.Text, nullable=False),
         sa.Column("revoked_ms", sa.BigInteger, nullable=False),

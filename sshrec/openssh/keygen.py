@@ -11,6 +11,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from sshrec.errors import DataError, NotFound, SshrecError, UsageError, describe
 from sshrec.openssh.certificate import FILE_LIMIT, PRINCIPALS, Certificate, Terms, check, read_certificate
 from sshrec.openssh.public_key import PublicKey, read, read_file
-from sshrec.openssh.signer import ENVIRONMENT, KEYGEN, Ready, converse, private_directory, run, said, typeable
+from sshrec.openssh.signer import ENVIRONMENT, KEYGEN, Ready, converse, run, said, typeable
 from sshrec.session import printable
 
 SERIALS = range(1, 2**64)  # a KRL cannot name 0
@@ -101,7 +102,7 @@ def sign(ready: Ready, key: PublicKey, terms: Terms) -> Certificate:
     what failed. Nothing stays on disk.
     """
     arguments = _arguments(terms)
-    with private_directory() as directory:
+    with _private_directory() as directory:
         public = directory / "key.pub"
         public.write_text(f"{key.line}\n", "utf-8", "backslashreplace")
         ready.run([*arguments, str(public)], directory)
@@ -155,14 +156,14 @@ def _check(terms: Terms) -> None:
         raise UsageError(f"a certificate is a user's or a host's, not {printable(str(terms.kind))}")
     if not KEY_ID.fullmatch(terms.key_id):
         raise UsageError(
-            f"{printable(terms.key_id, 60)!r} cannot be a key id", hint="letters, digits and ._:@+-, at most 128"
+            f"'{printable(terms.key_id, 60)}' cannot be a key id", hint="letters, digits and ._:@+-, at most 128"
         )
     if not 1 <= len(terms.principals) <= PRINCIPALS:
         raise UsageError(f"a certificate has 1 to {PRINCIPALS} principals, not {len(terms.principals)}")
     for principal in terms.principals:
         if not PRINCIPAL.fullmatch(principal):
             raise UsageError(
-                f"{printable(principal, 60)!r} cannot be a principal",
+                f"'{printable(principal, 60)}' cannot be a principal",
                 hint="letters, digits and ._:@+-, no wildcards",
             )
     if len(set(terms.principals)) != len(terms.principals):
@@ -175,7 +176,7 @@ def _check(terms: Terms) -> None:
         raise UsageError("the validity ends before it starts")
     for name in (*terms.critical_options, *terms.extensions):
         if not _OPTION.fullmatch(name):
-            raise UsageError(f"{printable(name, 60)!r} cannot be an option of a certificate")
+            raise UsageError(f"'{printable(name, 60)}' cannot be an option of a certificate")
     if len(set(terms.extensions)) != len(terms.extensions):
         raise UsageError("an extension is there twice")
     for name, value in terms.critical_options.items():
@@ -187,6 +188,16 @@ def _check(terms: Terms) -> None:
 
 def _time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%d%H%M%SZ")
+
+
+@contextmanager
+def _private_directory() -> Iterator[Path]:
+    """A fresh one that only we enter, gone afterwards; SshrecError for what the disk refuses meanwhile."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="sshrec-") as directory:
+            yield Path(directory)
+    except OSError as error:
+        raise SshrecError(f"cannot write temporary files: {describe(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +217,7 @@ def make_krl(sections: Sequence[KrlSection], number: int, revoked_keys: Sequence
     """
     if number not in range(2**64):
         raise UsageError(f"a revocation list cannot have the number {number}")
-    with private_directory() as directory:
+    with _private_directory() as directory:
         krl, spec, ca = directory / "krl", directory / "spec", directory / "ca.pub"
         command = [KEYGEN, "-q", "-k", "-z", str(number), "-f", str(krl)]
         spec.write_text("".join(f"{key.algorithm} {key.blob}\n" for key in revoked_keys))
@@ -235,7 +246,7 @@ def _serial(serial: int) -> str:
 def _id(key_id: str) -> str:
     if not _REVOKED_ID.fullmatch(key_id) or printable(key_id, 5000) != key_id:
         raise UsageError(
-            f"{printable(key_id, 60)!r} cannot be revoked by its key id", hint="revoke it by its serial"
+            f"'{printable(key_id, 60)}' cannot be revoked by its key id", hint="revoke it by its serial"
         )
     return f"id: {key_id}\n"
 
@@ -247,7 +258,7 @@ def krl_lists(krl: Path, line: str) -> bool:
     """
     if not krl.exists():
         raise NotFound(f"{printable(str(krl))}: no such file")
-    with private_directory() as directory:
+    with _private_directory() as directory:
         file = directory / "key.pub"
         file.write_text(" ".join(line.split()[:2]) + "\n")
         result = run([KEYGEN, "-Q", "-f", str(krl.absolute()), str(file)])

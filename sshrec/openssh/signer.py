@@ -87,7 +87,7 @@ class Ready:
     parallel: bool
     _options: tuple[str, ...]  # without -s CA.pub where the key is no file
     _environment: Mapping[str, str]
-    _pin: str | None = field(default=None, repr=False)
+    _pin: str | None = field(default=None, repr=False)  # "" after a wrong one
     _one: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def run(self, arguments: Sequence[str], directory: Path) -> None:
@@ -114,7 +114,7 @@ class Ready:
         status, output = converse(command, self._environment, [self._pin] * 2, wrong, seconds=_SLOW)
         if b"login failed" in output:
             self._pin = ""
-            if b"PIN incorrect" in output:
+            if b"PIN incorrect" in output or b"PIN length" in output:
                 raise wrong
         return status, output
 
@@ -144,7 +144,7 @@ def unlocked(signer: Signer, ask: Callable[[str], str]) -> Iterator[Ready]:
             signer.public, printable(str(signer.path)), True, ("-s", str(signer.path.absolute())), ENVIRONMENT
         )
     else:
-        with _own_agent() as socket:
+        with own_agent() as socket:
             _add(signer, socket, ask)
             yield _with_agent(signer.public, socket, f"the agent for {printable(str(signer.path))}")
 
@@ -215,21 +215,11 @@ def _with_token(signer: TokenKey, ask: Callable[[str], str]) -> Ready:
         raise ConfigError(
             f"{name} does not hold the key {public.fingerprint}{words}", hint="ssh-keygen -D lists what it holds"
         )
-    return Ready(public, name, False, ("-D", str(provider)), environment, ask(f"PIN for {name}: "))
+    return Ready(public, name, False, ("-D", str(provider)), environment, ask(f"PIN for {name}: ") or None)
 
 
 @contextmanager
-def private_directory() -> Iterator[Path]:
-    """A fresh directory that only we enter, gone afterwards; SshrecError for what goes wrong with it."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="sshrec-") as directory:
-            yield Path(directory)
-    except OSError as error:
-        raise SshrecError(f"no directory for temporary files: {describe(error)}") from error
-
-
-@contextmanager
-def _own_agent() -> Iterator[Path]:
+def own_agent() -> Iterator[Path]:
     """An ssh-agent that nobody else reaches; it dies with us."""
     parent = os.getpid()
 
@@ -239,8 +229,12 @@ def _own_agent() -> Iterator[Path]:
         if os.getppid() != parent:
             os._exit(255)
 
-    with private_directory() as directory:
-        socket = directory / "agent"
+    try:
+        private = tempfile.TemporaryDirectory(prefix="sshrec-agent-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise SshrecError(f"no directory for temporary files: {describe(error)}") from error
+    with private as directory:
+        socket = Path(directory, "agent")
         try:
             agent = subprocess.Popen(
                 [SSH_AGENT, "-D", "-a", socket],
@@ -258,7 +252,7 @@ def _own_agent() -> Iterator[Path]:
                 assert agent.stdout
                 # It tells its socket once it listens.
                 if not select.select([agent.stdout], [], [], _QUICK)[0] or not agent.stdout.readline():
-                    raise SshrecError("ssh-agent did not start")
+                    raise SshrecError("ssh-agent did not start", hint=f"could it make {socket}?")
                 yield socket
             finally:
                 agent.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from typing import Any, TypeVar
@@ -13,12 +13,12 @@ SPAWN = multiprocessing.get_context("spawn")
 _T = TypeVar("_T")
 
 
-def at_once(function: Callable[..., _T], *arguments: Any, processes: int = 2) -> list[_T]:
-    """What the function returns in each of them; it must be a module's. Fails where one raises."""
-    barrier, results = SPAWN.Barrier(processes), SPAWN.Queue()
+def at_once(functions: Sequence[Callable[..., _T]], *arguments: Any) -> list[_T]:
+    """What the functions, each in a process, return for these arguments. Fails where one raises."""
+    barrier, results = SPAWN.Barrier(len(functions)), SPAWN.Queue()
     started = [
         SPAWN.Process(target=_run, args=(barrier, results, function, arguments), daemon=True)
-        for _ in range(processes)
+        for function in functions
     ]
     for process in started:
         process.start()

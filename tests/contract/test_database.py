@@ -104,7 +104,7 @@ def test_a_second_writer_is_told_to_try_again(url: str, database: Database) -> N
 
 def _count(url: str, times: int) -> None:
     """Read, add, write: lost updates would show."""
-    with Database.open(url) as database:
+    with Database.open(url, busy_seconds=60) as database:
         for _ in range(times):
             with database.transaction() as connection:
                 value = connection.execute(select(counters.c.value)).scalar_one()
@@ -113,7 +113,7 @@ def _count(url: str, times: int) -> None:
 
 def test_writers_take_turns(url: str, database: Database) -> None:
     _put(database, "sum", 0)
-    at_once(_count, url, 50, processes=3)
+    at_once([_count] * 3, url, 50)
     with database.reading() as connection:
         assert connection.execute(select(counters.c.value)).scalar_one() == 150
 
@@ -180,12 +180,12 @@ def _open(url: str, create: bool) -> bool:
 
 
 def test_the_newest_schema_is_opened_without_alembic(url: str) -> None:
-    assert at_once(_open, url, True, processes=1) == [True]
-    assert at_once(_open, url, False, processes=1) == [False]
+    assert at_once([_open], url, True) == [True]
+    assert at_once([_open], url, False) == [False]
 
 
 def test_made_by_several_processes_at_once(url: str) -> None:
-    at_once(_open, url, True, processes=3)
+    at_once([_open] * 3, url, True)
     if url.startswith("sqlite"):
         assert _pragma(_sqlite_path(url), "journal_mode") == "wal"
 
@@ -195,7 +195,7 @@ def test_an_older_schema_is_migrated_once_by_two_processes(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
     engine.dispose()
-    at_once(_open, url, False)
+    at_once([_open] * 2, url, False)
     with Database.open(url) as database, database.reading() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == [HEAD]
 

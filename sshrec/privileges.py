@@ -22,13 +22,14 @@ class Privileges:
 
     @contextlib.contextmanager
     def as_caller(self) -> Iterator[None]:
-        """With the caller's rights, for files that are the caller's. Not while other threads run."""
+        """With the caller's rights, for files and programs that are the caller's. Not while other threads run."""
         if self.works == self.came:
             yield
             return
-        os.seteuid(self.came[0])
-        os.setegid(self.came[1])
+        os.seteuid(0)
         os.setgroups(self.groups)
+        os.setresgid(self.came[1], self.came[1], 0)
+        os.setresuid(self.came[0], self.came[0], 0)
         try:
             yield
         finally:

@@ -7,7 +7,7 @@ import getpass
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,15 +72,15 @@ def _check_owner(directory: Path) -> None:
 
 
 def ask(prompt: str) -> str:
-    """A passphrase or a PIN, from the terminal and nowhere else. Denied where there is none to ask at."""
+    """A passphrase or a PIN, typed after the prompt at the terminal. Denied where there is none."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError as error:
         raise Denied(
-            f"{prompt}: there is no terminal to ask for it",
+            f"{prompt.rstrip(': ')}: there is no terminal to ask for it at",
             hint="an ssh-agent can hold the key: authority.*.signer",
         ) from error
-    return getpass.getpass(f"{prompt}: ")
+    return getpass.getpass(prompt)
 
 
 class DurationType(click.ParamType[Duration]):
@@ -115,26 +115,38 @@ def beside(key: Path) -> Path:
     return key.with_name(f"{key.name.removesuffix('.pub')}-cert.pub")
 
 
-def check_output(path: Path) -> None:
-    """UsageError unless a certificate can be put there: nothing is there, or a certificate of before."""
+def is_certificate(data: bytes) -> bool:
+    """Whether a file's beginning is a certificate's."""
+    try:
+        read_certificate(data, "")
+    except DataError:
+        return False
+    return True
+
+
+def check_output(path: Path, what: str = "certificate", fits: Callable[[bytes], bool] = is_certificate) -> None:
+    """UsageError unless `what` can be put there: nothing is there, or one of before, as `fits` tells."""
+    shown, parent = printable(str(path)), printable(str(path.parent))
     try:
         status = path.lstat()
+        if stat.S_ISREG(status.st_mode):
+            with path.open("rb") as file:
+                data = file.read(CERTIFICATE_LIMIT + 1)
     except FileNotFoundError:
         if not path.parent.is_dir():
-            raise UsageError(f"{path.parent} is no directory") from None
-        if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
-            raise UsageError(f"cannot write in {path.parent}") from None
-        return
+            raise UsageError(f"{parent} is no directory") from None
+        status = None
     except OSError as error:
-        raise UsageError(f"{path}: {describe(error)}") from error
-    if not stat.S_ISREG(status.st_mode):
-        what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
-        raise UsageError(f"{path} is {what}, and nothing is written through it", hint="remove it, or use --output")
-    try:
-        with path.open("rb") as file:
-            read_certificate(file.read(CERTIFICATE_LIMIT + 1), str(path))
-    except (DataError, OSError):
-        raise UsageError(f"{path} is there and is no certificate", hint="nothing is overwritten") from None
+        raise UsageError(f"{shown}: {describe(error)}") from error
+    if status and not stat.S_ISREG(status.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+        raise UsageError(
+            f"{shown} is {kind}, and nothing is written through it", hint="remove it, or use --output"
+        )
+    if status and not fits(data):
+        raise UsageError(f"{shown} is there and is no {what}", hint="nothing is overwritten")
+    if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+        raise UsageError(f"cannot write in {parent}")
 
 
 def write_certificate(path: Path, certificate: Certificate) -> None:

@@ -51,10 +51,10 @@ def init(settings: Settings, passphrase: bool) -> None:
 
 
 def _new_passphrase() -> str:
-    first = ask("Passphrase for the new keys")
+    first = ask("passphrase for the new keys: ")
     if not first:
         raise UsageError("an empty passphrase protects nothing", hint="leave --passphrase out to have none")
-    if ask("The same once more") != first:
+    if ask("the same once more: ") != first:
         raise UsageError("the passphrases are not the same")
     return first
 

@@ -103,7 +103,9 @@ def show(settings: Settings, what: str, as_json: bool) -> None:
         kind, ca, facts = str(certificate.kind), certificate.ca.fingerprint, shown.facts(certificate, now)
     elif found is not None:
         kind, ca, facts = found.kind, found.ca_fingerprint, _facts(found, now)
-    click.echo(f"{kind} certificate, signed by " + (f"our {known[ca]} CA" if ca in known else "a CA that is not ours"))
+    click.echo(
+        f"{kind} certificate, signed by " + (f"our {known[ca]} CA" if ca in known else "a CA that is not ours")
+    )
     for line in shown.lines([*facts, *_history(found)]):
         click.echo(line)
 

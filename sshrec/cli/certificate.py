@@ -22,16 +22,14 @@ def lines(facts: Sequence[tuple[str, str]]) -> list[str]:
 
 def facts(certificate: Certificate, now: float) -> list[tuple[str, str]]:
     """What a certificate says."""
+    key = certificate.key
     return [
         ("key id", printable(certificate.key_id)),
         ("principals", printable(", ".join(certificate.principals) or "none: good for nobody", 2000)),
         ("valid", validity(certificate.valid_after, certificate.valid_before, now)),
         ("options", options(certificate.critical_options, certificate.extensions)),
         ("serial", str(certificate.serial)),
-        (
-            "key",
-            f"{certificate.key.fingerprint} {certificate.key.algorithm} {printable(certificate.comment, 60)}".rstrip(),
-        ),
+        ("key", f"{key.fingerprint} {key.algorithm} {printable(certificate.comment, 60)}".rstrip()),
         ("signed by", certificate.ca.fingerprint),
     ]
 

@@ -29,6 +29,7 @@ CONNECT_SECONDS = 5
 
 _SQLITE, _POSTGRESQL = "sqlite", "postgresql+psycopg"
 _WRITER_LOCK = 0x73736872_65630001  # "sshrec", 1: PostgreSQL's advisory lock of the one writer
+_BUSY_STATES = {"55P03", "40P01", "40001"}  # lock_not_available, deadlock_detected, serialization_failure
 _INIT = "run: sshrec-ca init"
 
 
@@ -264,10 +265,6 @@ class Database:
             f"{self.name} is locked: another process has been writing for {self._busy_seconds:g} s",
             hint="nothing was written; try again",
         )
-
-
-# lock_not_available, deadlock_detected, serialization_failure, query_canceled, too_many_connections
-_BUSY_STATES = {"55P03", "40P01", "40001", "57014", "53300"}
 
 
 def _parse(url: str) -> URL:

@@ -265,6 +265,14 @@ def _refused(path: Path, *, create: bool = False) -> SshrecError:
     return raised.value
 
 
+def test_making_it_was_cut_short(path: Path) -> None:
+    path.touch()
+    error = _refused(path)
+    assert (str(error), error.hint) == (f"database {path} is empty", "run: sshrec-ca init")
+    with Database.open(f"sqlite:///{path}", create=True) as database:
+        _put(database, "one")
+
+
 def test_the_file_is_for_its_owner_alone(path: Path) -> None:
     mask = os.umask(0)
     try:

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 import click
 import pytest
 
+from sshrec.cli.ca import sshrec_ca
 from sshrec.cli.daemon import sshrecd
 from sshrec.cli.main import sshrec
 from sshrec.config import NOT_A_SETTING, Config, parse
@@ -96,6 +97,34 @@ def test_every_option_of_a_command_is_on_its_page_and_no_other(name: str) -> Non
 def test_every_command_is_listed_in_sshrec_1() -> None:
     listed = {f"{name}.1" for name in re.findall(r"(?m)^\.It Xr (sshrec-\S+) 1$", page("sshrec.1"))}
     assert set(commands()) - {"sshrec.1", "sshrecd.8"} <= listed
+
+
+def authority() -> dict[str, click.Command]:
+    """The commands of sshrec-ca, which share one page."""
+    assert isinstance(sshrec_ca, click.Group)
+    context = click.Context(sshrec_ca, **sshrec_ca.context_settings)
+    found = {name: sshrec_ca.get_command(context, name) for name in sshrec_ca.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None and not command.hidden}
+
+
+# Of every command, and on the page once.
+SHARED = {"--config", "-h", "--help"}
+
+
+def test_the_commands_of_sshrec_ca_are_listed_and_each_has_a_section() -> None:
+    head, _, body = page("sshrec-ca.1").partition(".Sh COMMANDS\n")
+    commands = body.partition("\n.Sh ")[0]
+    assert documented(head) == options(sshrec_ca) >= SHARED
+    assert sorted(re.findall(r"(?m)^\.It Cm (\S+)$", head)) == sorted(authority())
+    assert sorted(re.findall(r"(?m)^\.Ss (\S+)$", commands)) == sorted(authority())
+
+
+@pytest.mark.parametrize("name", authority())
+def test_every_option_of_a_command_of_sshrec_ca_is_in_its_section_and_no_other(name: str) -> None:
+    section = page("sshrec-ca.1").partition(f"\n.Ss {name}\n")[2]
+    section = re.split(r"(?m)^\.S[hs] ", section)[0]
+    assert section.startswith(f".Nm Cm {name}\n")
+    assert documented(section) == options(authority()[name]) - SHARED
 
 
 def test_every_option_of_the_gateway_is_on_its_page() -> None:

@@ -97,7 +97,8 @@ def test_accounts_and_directories(tmp_path: Path) -> None:
     passwd = dict(line.split(":", 1) for line in (tmp_path / "etc/passwd").read_text().splitlines())
     group = dict(line.split(":", 1) for line in (tmp_path / "etc/group").read_text().splitlines())
     assert passwd["sshrec"].endswith(":/var/lib/sshrec:/usr/sbin/nologin")
-    assert {"sshrec", "sshrec-users"} <= set(group)
+    assert passwd["sshrec-auth"].endswith(":/var/lib/sshrec-auth:/usr/sbin/nologin")
+    assert {"sshrec", "sshrec-auth", "sshrec-users"} <= set(group)
 
     result = run("systemd-tmpfiles", f"--root={tmp_path}", "--create", "sshrec.conf")
     assert result.returncode == 0, result.stderr
@@ -105,3 +106,8 @@ def test_accounts_and_directories(tmp_path: Path) -> None:
     assert (stat.S_IMODE(run_dir.st_mode), run_dir.st_uid) == (0o755, int(passwd["sshrec"].split(":")[1]))
     etc = (tmp_path / "etc/sshrec").stat()
     assert (stat.S_IMODE(etc.st_mode), etc.st_uid) == (0o755, 0)
+    config = Config()
+    authority = (tmp_path / config.authority_dir.relative_to("/")).stat()
+    owner = int(passwd[config.authority.account].split(":")[1])
+    assert (stat.S_IMODE(authority.st_mode), authority.st_uid) == (0o755, owner)
+    assert owner != run_dir.st_uid

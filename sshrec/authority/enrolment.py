@@ -29,8 +29,9 @@ _KEYWORD = re.compile(r"\s*(include|match)(?:\s*=\s*|\s+)(.*)", re.IGNORECASE)
 # Nobody's addresses, for documentation (RFC 5737, RFC 3849): logins from there must not see our CA.
 _ELSEWHERE = ("192.0.2.1", "203.0.113.77", "198.51.100.1", "2001:db8::77", "2001:db8:ffff::1")
 
+_OURS = "# Written by sshrec-ca enroll-node"
 _TEXT = """\
-# Written by sshrec-ca enroll-node, which writes it again when it is run again.
+{ours}, which writes it again when it is run again.
 HostCertificate {certificate}
 # People's certificates open this host from the bastion alone.
 Match Address {bastions}
@@ -125,12 +126,18 @@ def plan(
     revoked = krl_path if krl is not None or facts.krl else None
     host_key = _host_key(facts)
     text = _TEXT.format(
-        certificate=f"{host_key.path}-cert.pub", bastions=",".join(matched), user_ca=user_ca_path
+        ours=_OURS, certificate=f"{host_key.path}-cert.pub", bastions=",".join(matched), user_ca=user_ca_path
     ) + (_REVOKED.format(krl=revoked) if revoked else "")
     files = [File(user_ca_path, "".join(f"{key.line}\n" for key in keys).encode())]
     if krl is not None:
         files.append(File(krl_path, krl))
-    files.append(File(f"{_drop_ins(facts)}/{DROP_IN}", text.encode()))
+    drop_in = f"{_drop_ins(facts)}/{DROP_IN}"
+    if not facts.present.get(drop_in, _OURS.encode()).startswith(_OURS.encode()):
+        raise DataError(
+            f"{where} has a {drop_in} that no enrolment wrote",
+            hint="if it is a bastion's, keep it, under another name: 00-sshrec-bastion.conf",
+        )
+    files.append(File(drop_in, text.encode()))
     for keyword, ours in (("trustedusercakeys", None), ("revokedkeys", revoked)):
         for value in facts.settings.get(keyword, ()):
             if keyword == "trustedusercakeys" and _holds(facts.trusted, keys):

@@ -140,7 +140,8 @@ class Facts:
     `uid`: ours there; `owner`: uid that owns sshd_config; `client`: the address that the target sees us come
     from, or None; `config`: sshd_config itself; `settings`: the global part by `sshd -T`, keywords in lower
     case, each with its values; `host_keys`: those strong enough to be signed; `trusted`: what the file of
-    `trustedusercakeys` holds; `krl`: whether the KRL of an earlier enrolment is in place.
+    `trustedusercakeys` holds; `krl`: whether the KRL of an earlier enrolment is in place;
+    `present`: what is in files of the drop-in's name, by path.
     """
 
     destination: str
@@ -154,6 +155,7 @@ class Facts:
     host_keys: tuple[HostKey, ...]
     trusted: bytes
     krl: bool
+    present: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ say hello
 _PROBE = (
     _COMMON
     + r"""
+drop_in=$5
 say connection "$(printf %s "$connection" | pack)"
 say uid "$(id -u | pack)"
 say owner "$(ls -Lldn "$config" 2>/dev/null | awk '{ print $3 }' | pack)"
@@ -213,6 +216,16 @@ files_of hostkey "$settings" | while IFS= read -r key; do
     line=$(ssh-keygen -y -P '' -f "$key" 2>/dev/null || cat "${key%.pub}.pub" 2>/dev/null) &&
         say hostkey "$(printf %s "$key" | pack)" "$(printf '%s\n' "$line" | pack)"
 done
+# What Include names, as far as a shell can tell: is there a file that goes by the name of ours already?
+sed -n 's/^[[:blank:]]*[Ii][Nn][Cc][Ll][Uu][Dd][Ee][[:blank:]=]*//p' "$config" | tr -d '"' | tr ' \t' '\n\n' |
+    while IFS= read -r pattern; do
+        case $pattern in
+        /*) ;;
+        *) pattern=/etc/ssh/$pattern ;;
+        esac
+        file=${pattern%/*}/$drop_in
+        [ -e "$file" ] && say present "$(printf %s "$file" | pack)" "$(pack <"$file")"
+    done
 [ -s "${config%/*}/sshrec_krl" ] && say krl
 say end
 """
@@ -225,7 +238,7 @@ _CHANGE = (
     + r"""
 limit=$5 pidfile=$6 addresses=$7
 work=${config%/*}/.$mark
-count=0 made= reader= watch= reloaded= committed= broken= staged= unit= pid=
+count=0 made= reader= watch= reloaded= committed= broken= stale= staged= before= unit= pid=
 
 fail() {
     say failed "$1" "$(printf '%s\n' "$2" | pack)"
@@ -238,6 +251,8 @@ reload() {
     if [ -r "$pidfile" ]; then
         # sshd writes its pid file anew once it listens. Held open, the old one keeps its inode to itself.
         { before=$(ls -i "$pidfile") && signal && new_pid_file; } 4<"$pidfile"
+    elif [ -n "$before" ]; then
+        signal && new_pid_file
     else
         signal
     fi
@@ -307,13 +322,13 @@ leave() {
     [ -z "$staged" ] || rm -f "$staged"
     if [ -z "$committed" ]; then
         undo
-        if [ -n "$reloaded" ]; then reload || broken=1; fi
+        [ -z "$reloaded" ] || reload || stale=1
     fi
     if [ -n "$broken" ]; then
         say broken "$(printf %s "$work" | pack)"
     else
         [ -z "$made" ] || rm -rf "$work"
-        if [ -n "$committed" ]; then say done; else say restored; fi
+        if [ -n "$committed" ]; then say done; elif [ -n "$stale" ]; then say stale; else say restored; fi
     fi
 } 2>/dev/null
 
@@ -322,7 +337,8 @@ put() {
     staged=$1.$mark
     said=$({ printf '%s\n' "$2" | base64 -d >"$staged" && chmod 644 "$staged"; } 2>&1) || fail write "$1: $said"
     sync "$staged" 2>/dev/null || sync
-    if [ ! -L "$1" ] && cmp -s "$staged" "$1" && [ -n "$(find "$1" -prune -perm 644 -user "$(id -u)")" ]; then
+    found=$(find "$1" -prune -type f -perm 644 -user "$(id -u)" 2>/dev/null)
+    if [ -n "$found" ] && cmp -s "$staged" "$1"; then
         rm -f "$staged"
         say same "$1"
         return
@@ -551,21 +567,24 @@ def _settings(shown: bytes) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def probe(ssh: SshCommand) -> Facts:
-    """Look at a target; nothing is changed there.
+def probe(ssh: SshCommand, drop_in: str = "00-sshrec.conf") -> Facts:
+    """Look at a target; nothing is changed there. `drop_in`: a name that `Facts.present` is to tell about.
 
     Unreachable with ssh's words where nobody can log in; Denied where the login is not root's; DataError
     where its sshd_config is broken already, and for answers that are none.
     """
-    dialogue = _Dialogue(ssh, _PROBE)
+    dialogue = _Dialogue(ssh, _PROBE, drop_in)
     said: dict[str, bytes] = {}
     keys: list[tuple[bytes, bytes]] = []
+    present: dict[str, bytes] = {}
     try:
         dialogue.greet()
         while (words := dialogue.read())[0] != "end":
             values = [_unpack(dialogue, word) for word in words[1:]]
             if words[0] == "hostkey" and len(values) == 2:
                 keys.append((values[0], values[1]))
+            elif words[0] == "present" and len(values) == 2:
+                present[_text(values[0])] = values[1]
             else:
                 said[words[0]] = b"".join(values)
     finally:
@@ -597,6 +616,7 @@ def probe(ssh: SshCommand) -> Facts:
         host_keys=tuple(_host_keys(keys)),
         trusted=trusted,
         krl="krl" in said,
+        present=present,
     )
 
 
@@ -677,7 +697,7 @@ class Transaction:
         name, words = self._dialogue.name, [""]
         try:
             self._dialogue.send(b"undo")  # any word but the one that is waited for
-            while words[0] not in ("restored", "broken", "done"):
+            while words[0] not in ("restored", "stale", "broken", "done"):
                 words = self._dialogue.read()
         except (SshrecError, OSError) as error:
             reason = why if isinstance(why, SshrecError) else error
@@ -686,9 +706,14 @@ class Transaction:
                 hint="without word from us it puts everything back by itself within minutes",
             ) from error
         self.settled = True
+        first = f"{why}; " if isinstance(why, SshrecError) else ""
+        if words[0] == "stale":
+            raise Unreachable(
+                f"{first}{name} has its files as they were, and an sshd that did not come back from its reload",
+                hint="do not close the last login there before sshd runs again",
+            ) from why
         if words[0] == "broken":
             where = printable(_text(_unpack(self._dialogue, words[-1])))
-            first = f"{why}; " if isinstance(why, SshrecError) else ""
             raise SshrecError(
                 f"{first}{name} could not put everything back", hint=f"what it was is in {where} there"
             ) from why

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,10 @@ SERIAL = 4711
 def public(key: Path) -> str:
     """The public key's line."""
     return Path(f"{key}.pub").read_text().strip()
+
+
+def _written(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 class Surroundings:
@@ -87,7 +92,7 @@ class Surroundings:
         server = Sshd(name, directory, lines, {"PATH": PATH, **env}, [*self.prefix, *prefix])
         self._sshds.append(server)
         server.start()
-        wait(lambda: (directory / "sshd.pid").read_text(), f"the pid file of {name}")
+        wait(lambda: _written(directory / "sshd.pid"), f"the pid file of {name}")
         return directory, server
 
     def revoke(self, path: Path, *, version: int, serials: Sequence[int] = ()) -> bytes:
@@ -477,6 +482,25 @@ def test_a_setting_that_wins_over_ours(target: Target) -> None:
     before = target.snapshot()
     with pytest.raises(DataError, match=f"sshd takes trustedusercakeys {other} for a login from 127.0.0.1"):
         target.enrol()
+    assert target.snapshot() == before
+
+
+def test_the_bastion_itself_keeps_its_own_file_of_that_name(target: Target) -> None:
+    shutil.copy(CONTRIB / "sshd_config.snippet", target.drop_in)
+    with pytest.raises(DataError, match=f"has a {target.drop_in} that no enrolment wrote"):
+        target.plan()
+
+
+def test_an_sshd_that_does_not_come_back_from_its_reload(target: Target) -> None:
+    planned = target.plan()
+    line = sign(target.around, planned.certificate_request)
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # somebody else has made a mistake meanwhile
+        config = re.sub("(?m)^Port .*", f"Port {taken.getsockname()[1]}", target.config.read_text())
+        target.config.write_text(config)
+        before = target.snapshot()
+        with pytest.raises(Unreachable, match=r"did not come back from its reload; .* has its files as they were"):
+            enrol(target.ssh(), planned, line, target.verify)
+    del before[f"{target.directory}/sshd.pid"]
     assert target.snapshot() == before
 
 

@@ -184,6 +184,17 @@ def test_a_list_of_revoked_keys_is_never_put_out_of_force() -> None:
     assert planned(facts, krl=None)
 
 
+def test_a_bastions_own_file_of_that_name_is_never_replaced() -> None:
+    path = "/etc/ssh/sshd_config.d/00-sshrec.conf"
+    own = contents(planned())[path].encode()
+    assert planned(altered(present={path: own, "/elsewhere/00-sshrec.conf": b"x"}))
+    for text in (b"# sshrec: everybody in the group sshrec-users gets the recording gateway", b"", b"\n" + own):
+        with pytest.raises(
+            DataError, match=r"has a /etc/ssh/sshd_config\.d/00-sshrec\.conf that no enrolment wrote"
+        ):
+            planned(altered(present={path: text}))
+
+
 def test_the_description_has_the_configuration_file_line_by_line() -> None:
     made = planned()
     lines = describe(made)

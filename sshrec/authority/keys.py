@@ -42,19 +42,20 @@ class Keys:
     # ---- the first ones --------------------------------------------------------------------------------
 
     def init(self, now: float, passphrase: str | None) -> list[AuthorityRow]:
-        """Make the three CAs, or take up those that the configuration names; Denied where there is one."""
-        if self._ledger.authorities():
+        """Make the three CAs, or take up those that the configuration names; Denied where they are all there."""
+        # Some may be there: an init that was killed, or whose disk was full.
+        missing = [kind for kind in KINDS if not self._ledger.authorities(kind)]
+        if not missing:
             raise Denied(f"{self._config.authority_dir} has its CAs already", hint="sshrec-ca status lists them")
         self._make_directory()
-        for kind in KINDS:
+        for kind in missing:
             path = self._directory / f"{kind}_ca"
             if self._held(kind) is None and os.path.lexists(path):
                 raise Denied(
                     f"{path} exists, and the ledger does not know it", hint="move it away; nothing is overwritten"
                 )
-        rows = [self._new(kind, "current", now, passphrase) for kind in KINDS]
-        for row in rows:
-            self._ledger.add_authority(row)
+        rows = [self._new(kind, "current", now, passphrase) for kind in missing]
+        self._ledger.add_authorities(*rows)
         return rows
 
     def _make_directory(self) -> None:
@@ -141,7 +142,7 @@ class Keys:
                 f"{held.public_key} is no new key", hint=f"have authority.{kind} name the new one's public key"
             )
         row = self._new(kind, "next", now, passphrase)
-        self._ledger.add_authority(row)
+        self._ledger.add_authorities(row)
         return row
 
     def switch(self, kind: Kind, now: float, grace: Duration) -> AuthorityRow:
@@ -171,8 +172,13 @@ class Keys:
         return back
 
     def retire(self, kind: Kind, now: float) -> list[AuthorityRow]:
-        """End the grace of the old CAs: nothing they signed counts any more."""
-        return self._retire(self.rows(kind, "old"), now)
+        """End the grace of the old CAs: nothing they signed counts any more. Denied where there is none."""
+        old = self.rows(kind, "old")
+        if not old:
+            raise Denied(
+                f"there is no old {kind} CA", hint=f"what signs is replaced first: sshrec-ca rotate {kind} --now"
+            )
+        return self._retire(old, now)
 
     def settle(self, now: float) -> list[AuthorityRow]:
         """Retire the old CAs whose grace is over; those that were."""

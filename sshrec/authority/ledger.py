@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from sshrec.errors import Denied, NotFound, UsageError
 from sshrec.session import printable
@@ -268,15 +269,16 @@ class Ledger:
         with self._database.reading() as connection:
             return [AuthorityRow(**row._mapping) for row in connection.execute(wanted)]
 
-    def add_authority(self, row: AuthorityRow) -> None:
-        """Note a new CA; Conflict where its key is known, or another of its kind is next or current as it is."""
-        try:
-            with self._database.transaction() as connection:
-                connection.execute(insert(_AUTHORITIES).values(dataclasses.asdict(row)))
-        except Conflict as error:
-            raise Conflict(
-                f"the {row.kind} CA {row.fingerprint} is there already, or another is {row.phase}"
-            ) from error
+    def add_authorities(self, *rows: AuthorityRow) -> None:
+        """Note new CAs, all or none; Conflict where a key is known, or another of its kind is in that phase."""
+        with self._database.transaction() as connection:
+            for row in rows:
+                try:
+                    connection.execute(insert(_AUTHORITIES).values(dataclasses.asdict(row)))
+                except IntegrityError as error:
+                    raise Conflict(
+                        f"the {row.kind} CA {row.fingerprint} is there already, or another is {row.phase}"
+                    ) from error
 
     def update_authorities(self, rows: Sequence[AuthorityRow]) -> None:
         """Change phases, their times and files, several at once: what was current is old as the next takes over.

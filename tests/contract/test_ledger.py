@@ -348,7 +348,7 @@ def _phases(ledger: Ledger) -> dict[str, str]:
 def test_authorities_of_each_kind(ledger: Ledger) -> None:
     rows = [_ca("a", "current"), _ca("b", "next"), _ca("c", "current", "host"), _ca("d", "old"), _ca("e", "old")]
     for row in rows:
-        ledger.add_authority(row)
+        ledger.add_authorities(row)
     assert ledger.authorities() == rows
     assert ledger.authorities("host") == [rows[2]]
     assert ledger.authorities("gateway") == []
@@ -357,8 +357,8 @@ def test_authorities_of_each_kind(ledger: Ledger) -> None:
 @pytest.mark.parametrize("forwards", [True, False])
 def test_phases_change_together(ledger: Ledger, forwards: bool) -> None:
     a, b = _ca("a", "current"), _ca("b", "next")
-    ledger.add_authority(a)
-    ledger.add_authority(b)
+    ledger.add_authorities(a)
+    ledger.add_authorities(b)
     changed = [
         dataclasses.replace(a, phase="old", old_ms=NOW_MS, retires_at=NOW + HOUR),
         dataclasses.replace(b, phase="current", current_ms=NOW_MS),
@@ -372,23 +372,23 @@ def test_phases_change_together(ledger: Ledger, forwards: bool) -> None:
 
 
 def test_one_next_and_one_current_of_a_kind(ledger: Ledger) -> None:
-    ledger.add_authority(_ca("a", "current"))
-    ledger.add_authority(_ca("b", "old"))
+    ledger.add_authorities(_ca("a", "current"))
+    ledger.add_authorities(_ca("b", "old"))
     with pytest.raises(Conflict, match=r"^the user CA SHA256:c is there already, or another is current$"):
-        ledger.add_authority(_ca("c", "current"))
+        ledger.add_authorities(_ca("c", "current"))
     with pytest.raises(Conflict, match="only one current"):
         ledger.update_authorities([_ca("b", "current")])
     assert _phases(ledger) == {"a": "current", "b": "old"}
 
 
 def test_a_key_is_an_authority_once(ledger: Ledger) -> None:
-    ledger.add_authority(_ca("a", "retired"))
+    ledger.add_authorities(_ca("a", "retired"))
     with pytest.raises(Conflict, match="is there already"):
-        ledger.add_authority(_ca("a", "current", "host"))
+        ledger.add_authorities(_ca("a", "current", "host"))
 
 
 def test_an_authority_that_is_not_there_changes_nothing(ledger: Ledger) -> None:
-    ledger.add_authority(_ca("a", "current"))
+    ledger.add_authorities(_ca("a", "current"))
     with pytest.raises(NotFound, match=r"^no certificate authority SHA256:b$"):
         ledger.update_authorities([_ca("a", "old"), _ca("b", "current")])
     assert _phases(ledger) == {"a": "current"}

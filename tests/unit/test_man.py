@@ -174,6 +174,9 @@ def test_the_settings_in_sshrec_yaml_5s_examples_are_settings() -> None:
     nodes = parse(blocks[0]).nodes
     assert [node.port for node in nodes] == [22, 2222]
     assert str(parse(blocks[1]).run_dir) == "/home/alice/sshrec/run"
+    authority = parse(blocks[2]).authority
+    assert authority.user is not None and authority.user.signer == "agent"
+    assert authority.bastions == ("10.0.0.5", "10.0.1.0/28")
 
 
 def test_every_code_and_every_word_of_an_outcome_is_in_sshrec_recording_5() -> None:

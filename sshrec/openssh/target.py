@@ -333,7 +333,8 @@ leave() {
 } 2>/dev/null
 
 put() {
-    [ ! -d "$1" ] || fail write "$1 is a directory"
+    [ -d "${1%/*}" ] || fail write "$1: there is no such directory"
+    [ ! -d "$1" ] || fail write "$1: it is a directory"
     staged=$1.$mark
     said=$({ printf '%s\n' "$2" | base64 -d >"$staged" && chmod 644 "$staged"; } 2>&1) || fail write "$1: $said"
     sync "$staged" 2>/dev/null || sync
@@ -687,7 +688,7 @@ class Transaction:
             return words
         said, name = _unpack(self._dialogue, words[2]), self._dialogue.name
         if words[1] == "write":
-            raise SshrecError(f"{name}: cannot write {printable(_text(said))}")
+            raise SshrecError(f"{name}: cannot write {printable(_text(said).partition(chr(10))[0])}")
         if words[1] == "reload":
             raise Unreachable(f"{name}: sshd did not come back from its reload")
         raise _refused(name, "sshd -t fails", said)

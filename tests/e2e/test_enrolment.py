@@ -438,7 +438,7 @@ def test_a_file_that_cannot_be_written_after_others_were(target: Target) -> None
     line = sign(target.around, planned.certificate_request)
     target.krl.mkdir()
     before = target.snapshot()
-    with pytest.raises(SshrecError, match=f"cannot write {target.krl} is a directory"):
+    with pytest.raises(SshrecError, match=f"cannot write {target.krl}: it is a directory"):
         enrol(target.ssh(), planned, line, target.verify)
     target.expect_unchanged(before)
 
@@ -446,7 +446,9 @@ def test_a_file_that_cannot_be_written_after_others_were(target: Target) -> None
 def test_a_drop_in_directory_that_is_not_there(target: Target) -> None:
     (target.directory / "sshd_config.d").rmdir()
     before = target.snapshot()
-    with pytest.raises(SshrecError, match=r"cannot write .*/sshd_config\.d/00-sshrec\.conf: .*nonexistent"):
+    with pytest.raises(
+        SshrecError, match=r"cannot write .*/sshd_config\.d/00-sshrec\.conf: there is no such directory"
+    ):
         target.enrol()
     target.expect_unchanged(before)
 
@@ -531,10 +533,14 @@ def test_a_login_that_is_not_root(target: Target) -> None:
 
 def test_a_login_that_has_to_use_sudo(target: Target) -> None:
     if shutil.which("sudo", path=PATH) is None:
-        with pytest.raises(Unreachable, match="sudo: not found"):
+        with pytest.raises(Unreachable, match=r"sudo: .*not found"):
             probe(target.ssh(sudo=True))
         pytest.skip("sudo is not installed here, so what it does is not tried")
-    assert probe(target.ssh(sudo=True)).uid == 0
+    facts = probe(target.ssh(sudo=True))
+    assert (facts.uid, facts.client) == (0, "127.0.0.1")
+    planned = plan(facts, ["web1"], ["127.0.0.1"], [public(target.around.user_ca)])
+    line = sign(target.around, planned.certificate_request)
+    assert enrol(target.ssh(sudo=True), planned, line, target.verify).reloaded == "SIGHUP"
 
 
 def test_ssh_that_cannot_log_in_says_so_itself(target: Target) -> None:

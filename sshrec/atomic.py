@@ -9,9 +9,16 @@ from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes, mode: int) -> None:
-    """Put `data` under a name, durably; a link of that name is replaced, never followed. OSError as it comes."""
+    """Put `data` under a name, durably; a link of that name is replaced, never followed. OSError names `path`."""
+    try:
+        _replace(path, data, mode)
+    except OSError as error:  # what it has is the temporary file's name
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    name = f".{path.name[:200]}.{secrets.token_hex(8)}"
+    name = f".sshrec-{secrets.token_hex(8)}"
     try:
         file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory)
         try:

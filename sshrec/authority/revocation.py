@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sshrec.atomic import replace_file
-from sshrec.authority.keys import KINDS, Keys
+from sshrec.authority.keys import KINDS, Keys, Kind
 from sshrec.authority.ledger import Ledger
 from sshrec.errors import SshrecError, describe
 from sshrec.openssh import keygen
@@ -25,6 +25,16 @@ def krl(ledger: Ledger, keys: Keys, now: float) -> bytes:
             if serials or key_ids:
                 sections.append(KrlSection(ca, serials, key_ids))
     return keygen.make_krl(sections, ledger.next_krl_number(int(now * 1000)))
+
+
+def check_key_id(keys: Keys, kind: Kind, key_id: str) -> None:
+    """UsageError where no list can name it: with it in the ledger, no list could be written any more."""
+    keygen.make_krl([KrlSection(keys.trusted(kind)[0], key_ids=[key_id])], 1)
+
+
+def is_krl(data: bytes) -> bool:
+    """Whether a file's beginning is a list's (PROTOCOL.krl), or nothing: sshd takes that for an empty list."""
+    return not data or data.startswith(b"SSHKRL\n\0")
 
 
 def write_krl(ledger: Ledger, keys: Keys, path: Path, now: float) -> None:

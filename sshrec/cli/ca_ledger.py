@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from sshrec.authority.keys import KINDS, Kind
 from sshrec.authority.ledger import Entry
 from sshrec.cli import certificate as shown
 from sshrec.cli import table
-from sshrec.cli.authority import CERTIFICATE_LIMIT, Opened, moment, opened
+from sshrec.cli.authority import CERTIFICATE_LIMIT, Opened, check_output, moment, opened
 from sshrec.cli.ls import GREEN, RED, SCHEMA
 from sshrec.cli.main import Settings, colour
-from sshrec.errors import DataError, NotFound, UsageError
+from sshrec.errors import NotFound, SshrecError, UsageError, describe
 from sshrec.openssh.certificate import Certificate, read_certificate
 from sshrec.openssh.public_key import read_file
 from sshrec.recording.asciicast import rfc3339
@@ -42,6 +41,8 @@ def ls(
     settings: Settings, key_id: str | None, kind: Kind | None, ca: str | None, everything: bool, as_json: bool
 ) -> None:
     """List certificates that are good or were revoked, newest first, with the time that is left."""
+    for word in (key_id, ca):
+        _check_word(word or "")
     with opened(settings) as authority:
         now = authority.now
         entries = authority.ledger.entries(
@@ -59,6 +60,12 @@ def ls(
         click.echo(
             "no certificates" + ("" if everything else " that are good now; --all lists the others"), err=True
         )
+
+
+def _check_word(word: str) -> None:
+    """UsageError for what no database takes, and nothing bears as a name."""
+    if printable(word, 1000) != word:
+        raise UsageError(f"'{printable(word, 60)}' is no name: it has unprintable characters, or more than 1000")
 
 
 def _cells(entry: Entry, now: float) -> list[str | table.Cell]:
@@ -160,14 +167,6 @@ def _read(what: str) -> Certificate:
     return read_certificate(read_file(what, CERTIFICATE_LIMIT), "standard input" if what == "-" else what)
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
-    """What is to be revoked: one certificate, or all of a key id."""
-
-    serial: int | None
-    key_id: str | None
-
-
 @click.command("revoke")
 @click.argument("what", metavar="SERIAL|KEY-ID|FILE")
 @click.option("--reason", default="", metavar="TEXT", help="Why; the ledger keeps it.")
@@ -177,40 +176,41 @@ class _Named:
 def revoke(settings: Settings, what: str, reason: str, kind: Kind, undo: bool) -> None:
     """Make certificates worthless before they expire.
 
-    A SERIAL or the FILE of a certificate: that one. A KEY-ID: all that somebody has, and none can be signed
-    until --undo. The bastion's sshd knows at once, targets with their next look at the list (krl).
+    A SERIAL or the FILE of a certificate (it ends in .pub, or has a / in its name): that one. A KEY-ID: all that
+    somebody has, and none can be signed until --undo. The bastion's sshd knows at once, targets with their next
+    look at the list (krl).
     """
-    named = _named(what)
+    # Not by what is in the directory: there, somebody could put a file of somebody else's name.
+    is_file = "/" in what or what.endswith(".pub")
+    certificate = _read(what) if is_file else None
+    one = is_file or _serial(what)
+    if not one:
+        _check_word(what)
     with opened(settings) as authority:
         ledger, at, by = authority.ledger, int(authority.now * 1000), authority.asker.by
         if undo:
-            if named.key_id is None:
+            if one:
                 raise UsageError("only a key id can have certificates again", hint="have a new one signed")
-            ledger.lift_key_id(kind, named.key_id, by, at)
-            told = f"{named.key_id} can have certificates again"
-        elif named.key_id is not None:
-            entries = ledger.entries(kind=kind, key_id=named.key_id)
+            ledger.lift_key_id(kind, what, by, at)
+            told = f"{what} can have certificates again"
+        elif not one:
+            revocation.check_key_id(authority.keys, kind, what)
+            entries = ledger.entries(kind=kind, key_id=what)
             if not entries:
-                click.echo(f"the ledger has no {kind} certificate of {printable(named.key_id)}: a slip?", err=True)
-            ledger.revoke_key_id(kind, named.key_id, by, reason, at)
+                click.echo(f"the ledger has no {kind} certificate of {printable(what)}: a slip?", err=True)
+            ledger.revoke_key_id(kind, what, by, reason, at)
             good = sum(entry.revoked is None and not entry.expired(int(authority.now)) for entry in entries)
-            told = f"revoked {named.key_id}: {good} certificates that were good, and all to come"
+            told = f"revoked {what}: {good} certificates that were good, and all to come"
         else:
-            (entry,) = ledger.revoke([named.serial or 0], by, reason, at)
+            found = _find(authority, what, certificate)
+            if found is None:
+                raise NotFound(
+                    f"the ledger does not have {printable(what)}", hint="if it is ours, revoke its key id"
+                )
+            (entry,) = ledger.revoke([found.serial], by, reason, at)
             told = f"revoked {entry.serial}, of {entry.key_id}"
         revocation.write_krl(ledger, authority.keys, authority.config.krl, authority.now)
         click.echo(printable(told))
-
-
-def _named(what: str) -> _Named:
-    if _serial(what):
-        return _Named(int(what), None)
-    if "/" not in what and not Path(what).exists():
-        return _Named(None, what)
-    certificate = _read(what)
-    if not certificate.serial:
-        raise DataError(f"{printable(what)} has no serial, so no list can name it", hint="revoke its key id")
-    return _Named(certificate.serial, None)
 
 
 @click.command("krl")
@@ -221,11 +221,16 @@ def krl(settings: Settings, output: Path | None) -> None:
 
     It is kept up to date in the public directory by itself; this writes it again, or elsewhere.
     """
+    if output is not None:
+        check_output(output, "list of revoked certificates", revocation.is_krl)
     with opened(settings) as authority:
         if output is None:
             authority.publish()
             click.echo(authority.config.krl)
             return
         data = revocation.krl(authority.ledger, authority.keys, authority.now)
-        with authority.privileges.as_caller():
-            replace_file(output, data, 0o644)
+        try:
+            with authority.privileges.as_caller():
+                replace_file(output, data, 0o644)
+        except OSError as error:
+            raise SshrecError(f"cannot write {printable(str(output))}: {describe(error)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,10 @@ from sshrec.errors import UsageError
 from sshrec.openssh import known_hosts
 from sshrec.openssh.public_key import PublicKey
 from sshrec.recording.asciicast import rfc3339
+from sshrec.session import printable
 
 _PIPE_WIDTH = 200
+_PATTERN_CHARACTERS = set(string.ascii_letters + string.digits + ".:*?_,!-")
 _kind = click.argument("kind", metavar="[user|host|gateway]", type=click.Choice(KINDS))
 _passphrase = click.option(
     "--passphrase", is_flag=True, help="Encrypt the private keys; the passphrase is asked for."
@@ -82,6 +85,8 @@ def export(settings: Settings, kind: Kind, form: str | None, hosts: str | None) 
 
     During a rotation that is several: the one that signs, the next and the old ones.
     """
+    if hosts is not None and (not hosts or not set(hosts) <= _PATTERN_CHARACTERS):
+        raise UsageError(f"'{printable(hosts)}' is no pattern of known_hosts", hint="*.example.com,10.0.0.*")
     with opened(settings) as authority:
         pattern = authority.config.authority.hosts if hosts is None else hosts
         keys = authority.keys.trusted(kind)
@@ -117,7 +122,8 @@ def rotate(
     """
     if sum((at_once, retire, rollback)) > 1:
         raise UsageError("--now, --retire and --rollback are three things")
-    secret = _new_passphrase() if passphrase else None
+    if (retire or rollback) and (grace or passphrase):
+        raise UsageError("--retire and --rollback take neither --grace nor --passphrase")
     with opened(settings) as authority:
         keys, now = authority.keys, authority.now
         if rollback:
@@ -126,18 +132,38 @@ def rotate(
             for row in keys.retire(kind, now):
                 click.echo(f"retired the {kind} CA {row.fingerprint}: nothing that it signed counts any more")
         else:
-            if at_once or not keys.rows(kind, "next"):
-                row = keys.introduce(kind, now, secret)
-                click.echo(f"the next {kind} CA is {row.fingerprint}")
-            else:
-                at_once = True
-            if at_once:
-                (old,) = keys.rows(kind, "current")
-                grace = grace or Duration(max(_last(authority, old) - int(now), 60))
-                row = keys.switch(kind, now, grace)
-                click.echo(f"{row.fingerprint} signs now; the old one is trusted until {moment(int(now) + grace)}")
+            _step_forward(authority, kind, at_once, grace, passphrase)
         authority.publish()
         click.echo(_advice(authority, kind), err=True)
+
+
+def _step_forward(authority: Opened, kind: Kind, at_once: bool, grace: Duration | None, passphrase: bool) -> None:
+    """Make a new CA, or have it sign, or both; UsageError for an option of the step that is not taken."""
+    keys, now = authority.keys, authority.now
+    makes = at_once or not keys.rows(kind, "next")
+    switches = at_once or not makes
+    if passphrase and not makes:
+        raise UsageError("--passphrase is for the step that makes a new CA")
+    if grace and not switches:
+        raise UsageError("--grace is for the step that has the new CA sign")
+    grace = _grace(authority, kind, grace)
+    if makes:
+        row = keys.introduce(kind, now, _new_passphrase() if passphrase else None)
+        click.echo(f"the next {kind} CA is {row.fingerprint}")
+    if switches:
+        row = keys.switch(kind, now, grace)
+        click.echo(f"{row.fingerprint} signs now; the old one is trusted until {moment(int(now) + grace)}")
+
+
+def _grace(authority: Opened, kind: Kind, asked: Duration | None) -> Duration:
+    """How long the CA that signs now stays trusted; UsageError for longer than any of its certificates is."""
+    (current,) = authority.keys.rows(kind, "current")
+    needed = Duration(max(_last(authority, current) - int(authority.now), 60))
+    settings = authority.config.authority
+    limit = max(needed, settings.user_ttl_limit if kind == "user" else settings.host_ttl_limit)
+    if asked and asked > limit:
+        raise UsageError(f"{asked} is longer than any certificate of the {kind} CA is good for, {limit}")
+    return asked or needed
 
 
 def _last(authority: Opened, ca: AuthorityRow) -> int:

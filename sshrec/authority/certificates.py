@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sshrec.authority.keys import Kind
@@ -105,11 +106,11 @@ def for_host(settings: Authority, key: PublicKey, names: Iterable[str], ttl: Dur
 
 def issue(
     ledger: Ledger, signer: Ready, requests: Sequence[Request], asker: Asker, now: float, jobs: int = 1
-) -> Iterator[tuple[Entry, Certificate]]:
+) -> Generator[tuple[Entry, Certificate], None, None]:
     """Sign them, in order, up to `jobs` at once: each is in the ledger before it is signed.
 
     They come out some at a time, and no thread of ours runs meanwhile. Where one cannot be signed, none of
-    those that go with it leaves, and the ledger says so.
+    those that go with it leaves; where it is closed before its end, the rest does not. The ledger says so.
     """
     for start in range(0, len(requests), _CHUNK):
         chunk = requests[start : start + _CHUNK]
@@ -120,7 +121,13 @@ def issue(
         except Exception as error:
             ledger.withdraw([entry.serial for entry in entries], printable(str(error)))
             raise
-        yield from zip(entries, signed, strict=True)
+        waiting = deque(zip(entries, signed, strict=True))
+        try:
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            if waiting:
+                ledger.withdraw([entry.serial for entry, _ in waiting], "one before it could not be handed out")
 
 
 def _draft(request: Request, signer: Ready, asker: Asker, now: float) -> Draft:

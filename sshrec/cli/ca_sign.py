@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -134,7 +135,7 @@ def _outputs(keys: Sequence[str], output: str | None) -> list[Path | None]:
         if path is not None:
             check_output(path)
             if paths.count(path) > 1:
-                raise UsageError(f"two keys would go to {path}")
+                raise UsageError(f"two keys would go to {printable(str(path))}")
     return paths
 
 
@@ -149,8 +150,10 @@ def _hand_out(
         click.progressbar(
             length=len(requests), label="signing", file=sys.stderr, hidden=not (many and sys.stderr.isatty())
         ) as progress,
+        contextlib.closing(
+            certificates.issue(authority.ledger, ready, requests, authority.asker, authority.now, jobs)
+        ) as issued,
     ):
-        issued = certificates.issue(authority.ledger, ready, requests, authority.asker, authority.now, jobs)
         for (_, certificate), path in zip(issued, outputs, strict=True):
             _write(authority, certificate, path)
             made.append(shown.as_object(certificate) | {"file": str(path) if path else None})
@@ -172,9 +175,10 @@ def _write(authority: Opened, certificate: Certificate, path: Path | None) -> No
         with authority.privileges.as_caller():
             check_output(path)
             write_certificate(path, certificate)
-    except OSError as error:
+    except (OSError, UsageError) as error:
+        words = describe(error) if isinstance(error, OSError) else str(error)
         raise SshrecError(
-            f"signed, and cannot write {path}: {describe(error)}",
+            f"signed, and cannot write {printable(str(path))}: {words}",
             hint=f"nobody has it; sshrec-ca revoke {certificate.serial} makes sure",
         ) from error
 
@@ -184,5 +188,7 @@ def _tell(certificate: Certificate, path: Path | None, now: float) -> None:
     click.echo(
         f"signed {whose}'s key" if certificate.kind == "user" else f"signed the key of {whose}", err=path is None
     )
-    for line in shown.lines([*shown.facts(certificate, now)[1:], ("written to", str(path or ""))]):
+    for line in shown.lines(
+        [*shown.facts(certificate, now)[1:], ("written to", printable(str(path or ""), 2000))]
+    ):
         click.echo(line, err=path is None)

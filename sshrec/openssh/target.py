@@ -17,12 +17,15 @@ from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
 from sshrec.errors import DataError, Denied, SshrecError, Unreachable, UsageError
 from sshrec.openssh.public_key import PublicKey
 from sshrec.openssh.public_key import parse as parse_key
 from sshrec.session import printable
+
+_SCRIPTS = Path(__file__).parent / "on_target"
 
 STANDARD_CONFIG = "/etc/ssh/sshd_config"
 
@@ -178,232 +181,10 @@ class View:
     trusted: bytes
 
 
-# Both scripts: arguments are SSH_CONNECTION, the login's name, the mark of our lines, sshd_config, …
-# The dialogue is on descriptor 3, so that no command reads from it.
-_COMMON = r"""
-set -u
-umask 077
-PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin
-LC_ALL=C
-export PATH LC_ALL
-connection=$1 login=$2 mark=$3 config=$4
-exec 3<&0 </dev/null
-trap '' PIPE
-say() { printf '%s %s\n' "$mark" "$*"; }
-pack() { head -c 262144 | base64 | tr -d '\n'; }
-sshd=$(command -v sshd) || sshd=/usr/sbin/sshd
-files_of() { printf '%s\n' "$2" | sed -n "s/^$1 //p" | grep -v '^none$'; }
-trusted_by() { files_of trustedusercakeys "$1" | while IFS= read -r file; do cat "$file"; done | pack; }
-# Whatever the login's start-up files printed, this begins a line.
-printf '\n'
-say hello
-"""
-
-_PROBE = (
-    _COMMON
-    + r"""
-drop_in=$5
-say connection "$(printf %s "$connection" | pack)"
-say uid "$(id -u | pack)"
-say owner "$(ls -Lldn "$config" 2>/dev/null | awk '{ print $3 }' | pack)"
-say version "$("$sshd" -V 2>&1 | pack)"
-say config "$(pack 2>/dev/null <"$config")"
-said=$("$sshd" -t -f "$config" 2>&1) || say broken "$(printf '%s\n' "$said" | pack)"
-settings=$("$sshd" -T -f "$config" 2>/dev/null)
-say settings "$(printf '%s\n' "$settings" | pack)"
-say trusted "$(trusted_by "$settings" 2>/dev/null)"
-files_of hostkey "$settings" | while IFS= read -r key; do
-    line=$(ssh-keygen -y -P '' -f "$key" 2>/dev/null || cat "${key%.pub}.pub" 2>/dev/null) &&
-        say hostkey "$(printf %s "$key" | pack)" "$(printf '%s\n' "$line" | pack)"
-done
-# What Include names, as far as a shell can tell: is there a file that goes by the name of ours already?
-sed -n 's/^[[:blank:]]*[Ii][Nn][Cc][Ll][Uu][Dd][Ee][[:blank:]=]*//p' "$config" | tr -d '"' | tr ' \t' '\n\n' |
-    while IFS= read -r pattern; do
-        case $pattern in
-        /*) ;;
-        *) pattern=/etc/ssh/$pattern ;;
-        esac
-        file=${pattern%/*}/$drop_in
-        [ -e "$file" ] && say present "$(printf %s "$file" | pack)" "$(pack <"$file")"
-    done
-[ -s "${config%/*}/sshrec_krl" ] && say krl
-say end
-"""
-)
-
-# Arguments five to seven: seconds until all is taken back, the pid file, addresses with commas between them.
-# The name of what was there before is kept by a hard link, so what comes back is the very same inode.
-_CHANGE = (
-    _COMMON
-    + r"""
-limit=$5 pidfile=$6 addresses=$7
-work=${config%/*}/.$mark
-count=0 made= reader= watch= reloaded= committed= broken= stale= staged= before= unit= pid=
-
-fail() {
-    say failed "$1" "$(printf '%s\n' "$2" | pack)"
-    exit 1
-}
-
-reload() {
-    reloaded=none
-    [ -n "$unit$pid" ] || return 0
-    if [ -r "$pidfile" ]; then
-        # sshd writes its pid file anew once it listens. Held open, the old one keeps its inode to itself.
-        { before=$(ls -i "$pidfile") && signal && new_pid_file; } 4<"$pidfile"
-    elif [ -n "$before" ]; then
-        signal && new_pid_file
-    else
-        signal
-    fi
-}
-
-signal() {
-    if [ -n "$unit" ]; then
-        reloaded=$unit
-        systemctl reload-or-restart "$unit"
-    else
-        reloaded=SIGHUP
-        kill -HUP "$pid"
-    fi
-}
-
-new_pid_file() {
-    turns=100
-    while now=$(ls -i "$pidfile"); [ -z "$now" ] || [ "$now" = "$before" ] || [ ! -s "$pidfile" ]; do
-        [ "$turns" -gt 0 ] || return 1
-        turns=$((turns - 1))
-        sleep 0.1 2>/dev/null || sleep 1
-    done
-}
-
-# The daemon that reads this configuration; none where sshd is started for each connection.
-find_daemon() {
-    if [ "$config" = /etc/ssh/sshd_config ] && command -v systemctl >/dev/null; then
-        for name in ssh.service sshd.service; do
-            systemctl is-active --quiet "$name" || continue
-            main=$(systemctl show -p MainPID --value "$name")
-            case $(tr '\0' ' ' <"/proc/$main/cmdline") in
-            *' -f'*) ;;
-            *) unit=$name ;;
-            esac
-            break
-        done
-    fi
-    [ -z "$unit" ] && [ -r "$pidfile" ] && pid=$(head -n 1 "$pidfile")
-    case $pid in
-    '' | *[!0-9]*) pid= ;;
-    *)
-        case $(cat "/proc/$pid/comm" 2>/dev/null || ps -p "$pid" -o comm=) in
-        *sshd*) ;;
-        *) pid= ;;
-        esac
-        ;;
-    esac
-}
-
-undo() {
-    while [ "$count" -gt 0 ]; do
-        path=$(cat "$work/$count.path")
-        if [ -e "$work/$count.old" ] || [ -L "$work/$count.old" ]; then
-            mv -f "$work/$count.old" "$path" || broken=1
-        else
-            rm -f "$path" || broken=1
-        fi
-        count=$((count - 1))
-    done
-}
-
-leave() {
-    trap '' HUP INT TERM
-    trap - EXIT
-    [ -z "$watch" ] || kill "$watch"
-    [ -z "$reader" ] || kill "$reader"
-    [ -z "$staged" ] || rm -f "$staged"
-    if [ -z "$committed" ]; then
-        undo
-        [ -z "$reloaded" ] || reload || stale=1
-    fi
-    if [ -n "$broken" ]; then
-        say broken "$(printf %s "$work" | pack)"
-    else
-        [ -z "$made" ] || rm -rf "$work"
-        if [ -n "$committed" ]; then say done; elif [ -n "$stale" ]; then say stale; else say restored; fi
-    fi
-} 2>/dev/null
-
-put() {
-    [ -d "${1%/*}" ] || fail write "$1: there is no such directory"
-    [ ! -d "$1" ] || fail write "$1: it is a directory"
-    staged=$1.$mark
-    said=$({ printf '%s\n' "$2" | base64 -d >"$staged" && chmod 644 "$staged"; } 2>&1) || fail write "$1: $said"
-    sync "$staged" 2>/dev/null || sync
-    found=$(find "$1" -prune -type f -perm 644 -user "$(id -u)" 2>/dev/null)
-    if [ -n "$found" ] && cmp -s "$staged" "$1"; then
-        rm -f "$staged"
-        say same "$1"
-        return
-    fi
-    next=$((count + 1))
-    if [ -e "$1" ] || [ -L "$1" ]; then
-        ln -P "$1" "$work/$next.old" 2>/dev/null ||
-            said=$(cp -pP "$1" "$work/$next.old" 2>&1) || fail write "$1: $said"
-    fi
-    said=$({ printf '%s\n' "$1" >"$work/$next.path"; } 2>&1) || fail write "$1: $said"
-    count=$next
-    said=$(mv -f "$staged" "$1" 2>&1) || fail write "$1: $said"
-    say changed "$1"
-}
-
-# A wait ends when a signal comes, whatever the shell; a read may not.
-expect() {
-    (IFS= read -r word && [ "$word" = "$1" ]) <&3 >/dev/null 2>&1 &
-    reader=$!
-    wait "$reader" || exit 1
-    reader=
-}
-
-trap 'exit 1' HUP INT TERM
-trap leave EXIT
-(
-    trap 'kill $!; exit' TERM
-    sleep "$limit" &
-    wait $!
-    kill -TERM $$
-) 3<&- </dev/null >/dev/null 2>&1 &
-watch=$!
-
-said=$(mkdir -m 700 "$work" 2>&1) || fail write "$said"
-made=1
-word=
-while IFS=' ' read -r word path data <&3 && [ "$word" = put ]; do put "$path" "$data"; done
-[ "$word" = check ] || exit 1
-
-said=$("$sshd" -t -f "$config" 2>&1) || fail sshd-t "$said"
-set -- $connection
-local=
-[ $# -ne 4 ] || local=,laddr=$3,lport=$4
-IFS=,
-set -- $addresses
-unset IFS
-for address; do
-    settings=$("$sshd" -T -f "$config" -C "user=$login,host=$address,addr=$address$local" 2>&1) ||
-        fail sshd-t "$settings"
-    shown=$(printf '%s\n' "$settings" | grep -E '^(trustedusercakeys|revokedkeys|hostcertificate) ' | pack)
-    say view "$address" "$shown" "$(trusted_by "$settings" 2>/dev/null)"
-done
-say checked
-
-expect reload
-find_daemon 2>/dev/null
-reload 2>/dev/null || fail reload ''
-say reloaded "$reloaded"
-
-expect commit
-trap '' HUP INT TERM
-committed=1
-"""
-)
+def _script(name: str) -> str:
+    """One of the scripts in on_target/, with what is common to them, and without its comments."""
+    text = "".join((_SCRIPTS / f"{part}.sh").read_text() for part in ("common", name))
+    return re.sub(r"(?m)^ *#.*\n", "", text)
 
 
 class _Dialogue:
@@ -574,7 +355,7 @@ def probe(ssh: SshCommand, drop_in: str = "00-sshrec.conf") -> Facts:
     Unreachable with ssh's words where nobody can log in; Denied where the login is not root's; DataError
     where its sshd_config is broken already, and for answers that are none.
     """
-    dialogue = _Dialogue(ssh, _PROBE, drop_in)
+    dialogue = _Dialogue(ssh, _script("probe"), drop_in)
     said: dict[str, bytes] = {}
     keys: list[tuple[bytes, bytes]] = []
     present: dict[str, bytes] = {}
@@ -733,7 +514,7 @@ def change(
     for path in (*(file.path for file in files), pidfile):
         if not PATH.fullmatch(path):
             raise DataError(f"{printable(facts.destination)}: {printable(path)!r} is no path of plain characters")
-    dialogue = _Dialogue(ssh, _CHANGE, str(limit), pidfile, ",".join(addresses))
+    dialogue = _Dialogue(ssh, _script("change"), str(limit), pidfile, ",".join(addresses))
     transaction = Transaction(dialogue)
     try:
         dialogue.greet()

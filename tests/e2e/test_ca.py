@@ -331,7 +331,7 @@ def listed(path: Path) -> dict[str, list[str]]:
 
 
 def test_sign(authority: Authority, key: Path) -> None:
-    said = authority.ok("sign", key, *JOE, "--ttl", "2h").splitlines()
+    said = authority.ok("sign", key, *JOE, "--ttl", "2h")
     cert = beside(key)
     assert cert.stat().st_mode & 0o777 == 0o644
     as_listed = listed(cert)
@@ -343,10 +343,10 @@ def test_sign(authority: Authority, key: Path) -> None:
     assert as_listed["Extensions"] == ["permit-agent-forwarding", "permit-pty"]
     key_fingerprint = ssh_keygen("-lf", key).split()[1]
     ca = ssh_keygen("-lf", authority.keys / "user_ca.pub").split()[1]
-    assert said[0] == "signed joe's key"
-    shown = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in said[1:])
-    assert shown.pop("valid").endswith("left)")
-    assert shown == {
+    facts = shown(said)
+    assert said.startswith("signed joe's key\n")
+    assert re.fullmatch("[-0-9]+ [0-9:]+ to [-0-9]+ [0-9:]+", facts.pop("valid"))
+    assert facts == {
         "principals": "sshrec:joe, joe, root",
         "options": "permit-agent-forwarding, permit-pty",
         "serial": serial,
@@ -716,6 +716,12 @@ def test_a_command_line_that_says_too_little_or_nonsense(authority: Authority, w
 # ---- the ledger ---------------------------------------------------------------------------------------------
 
 
+def shown(text: str) -> dict[str, str]:
+    """What is said of a certificate, but the time that is left, which may be a second less by now."""
+    facts = {line[:14].strip(): line[15:] for line in text.splitlines()[1:]}
+    return {label: re.sub(r" \(\w+ left\)$", "", value) for label, value in facts.items()}
+
+
 def test_ls_and_show(own: Authority, key: Path) -> None:
     assert own("ls") == Said(0, "", "no certificates that are good now; --all lists the others\n")
     own.ok("sign", key, *JOE)
@@ -730,11 +736,11 @@ def test_ls_and_show(own: Authority, key: Path) -> None:
     of_file = own.ok("show", beside(key))
     assert of_file.startswith("user certificate, signed by our user CA\n  key id       joe\n")
     of_ledger = own.ok("show", str(serial))
-    assert [line for line in of_ledger.splitlines() if not line.startswith("  key  ")] == [
-        line for line in of_file.splitlines() if not line.startswith("  key  ")
-    ]
     given = own.process("show", "-", given=beside(key).read_bytes())
-    assert (given.status, given.out) == (0, of_file)
+    assert (given.status, shown(given.out)) == (0, shown(of_file))
+    key_line = shown(of_file)["key"]
+    assert {**shown(of_ledger), "key": key_line} == shown(of_file)
+    assert key_line == f"{shown(of_ledger)['key']} ssh-ed25519 joe@laptop"
     document = json.loads(own.ok("show", beside(key), "--json"))
     assert (document["ledger"]["serial"], document["certificate"]["key_id"]) == (serial, "joe")
 
@@ -1319,20 +1325,7 @@ def _foreign(own: Authority) -> None:
         (_no_file, 74, "database {} is not a file"),
         (_foreign, 78, "database {} holds another program's tables"),
     ],
-    ids=[
-        "0644",
-        "0640",
-        "keys-0777",
-        "keys-0770",
-        "home-0777",
-        "missing",
-        "link",
-        "directory",
-        "FIFO",
-        "garbage",
-        "empty",
-        "another",
-    ],
+    ids=["missing", "garbage", "newer", "empty", "directory", "another-program's"],
 )
 def test_a_database_that_is_none(
     own: Authority, key: Path, spoil: Callable[[Authority], None], code: int, says: str

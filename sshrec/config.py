@@ -188,6 +188,20 @@ class Authority:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """The audit log."""
+
+    identity: Annotated[
+        str | None,
+        _doc("Whose signatures on the log are, as an auditor's allowed_signers names them. Default: audit@HOSTNAME."),
+    ] = None
+    key: Annotated[HeldKey | None, _doc("Which agent holds the key that signs. None: a file in keys/.")] = None
+    checkpoint_interval: Annotated[
+        int, _doc("Seconds after which what the log has grown by is signed.", ge=1, le=3600)
+    ] = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The whole of sshrec.yaml."""
 
@@ -247,6 +261,7 @@ class Config:
         ),
     ] = None
     authority: Annotated[Authority, _doc("The certificate authority (sshrec-ca).")] = Authority()
+    audit: Annotated[Audit, _doc("The audit log.")] = Audit()
     enrolled: tuple[Node, ...] = field(default=(), metadata=NOT_A_SETTING)  # what the inventory holds
 
     @property
@@ -263,6 +278,11 @@ class Config:
     def authority_dir(self) -> Path:
         """Where the authority keeps its keys."""
         return self.authority.directory or self.data_dir.with_name(f"{self.data_dir.name}-auth")
+
+    @property
+    def auth_socket(self) -> Path:
+        """Where the auth service listens."""
+        return self.run_dir.with_name(f"{self.run_dir.name}-auth") / "auth.sock"
 
     @property
     def database_url(self) -> str:
@@ -436,6 +456,8 @@ def _check(config: Config, name: str) -> None:
             ipaddress.ip_network(bastion)
         except ValueError:
             raise ConfigError(f"{name}: authority.bastions: {bastion!r} is no address and no network") from None
+    if config.audit.identity is not None and not _IDENTITY.fullmatch(config.audit.identity):
+        raise ConfigError(f"{name}: audit.identity: {config.audit.identity!r} is no name such as audit@bastion")
     if not _HOST_PATTERNS.fullmatch(authority.hosts):
         raise ConfigError(f"{name}: authority.hosts: {authority.hosts!r} is no pattern of known_hosts")
     room = _SOCKET_PATH_MAX - _RUN_NAME_MAX
@@ -448,5 +470,6 @@ def _check(config: Config, name: str) -> None:
             )
 
 
+_IDENTITY = re.compile(r"[A-Za-z0-9@._+-]{1,100}")
 _HOST_PATTERNS = re.compile(r"!?[A-Za-z0-9.:*?_-]+(?:,!?[A-Za-z0-9.:*?_-]+)*")
 _PATH_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/+-")

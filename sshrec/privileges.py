@@ -35,6 +35,12 @@ class Privileges:
         finally:
             _work_as(*self.works)
 
+    def give_up(self) -> None:
+        """Forget the caller's rights: there is no way back."""
+        uid, gid = self.works
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+
 
 def become_owner(directory: Path, account: str, *, make: bool = False) -> Privileges:
     """As root: become the owner of a directory, or `account` where it is not there; else stay who we are.

@@ -10,6 +10,7 @@ from sshrec import __version__
 from sshrec.cli.main import Commands, Settings, config_option, run
 
 _COMMANDS = {
+    "audit-key": ("sshrec.cli.ca_audit:audit_key", "The key that signs the audit log: show, renew, certify."),
     "enroll-node": ("sshrec.cli.ca_enroll:enroll_node", "Have a target prove itself, and trust the user CA."),
     "export": ("sshrec.cli.ca_keys:export", "Print a CA's public key, for those who are to trust it."),
     "init": ("sshrec.cli.ca_keys:init", "Make the CAs."),

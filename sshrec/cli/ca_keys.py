@@ -13,6 +13,7 @@ import click
 
 from sshrec.authority.keys import KINDS, Kind
 from sshrec.authority.ledger import AuthorityRow
+from sshrec.authority.log_key import LogKey
 from sshrec.cli import table
 from sshrec.cli.authority import DurationType, Opened, ask, moment, opened
 from sshrec.cli.certificate import remaining
@@ -44,6 +45,7 @@ def init(settings: Settings, passphrase: bool) -> None:
     secret = _new_passphrase() if passphrase else None
     with opened(settings, create=True) as authority:
         rows = authority.keys.init(authority.now, secret)
+        LogKey(authority.config).make(authority.now)
         authority.publish()
         click.echo(f"the authority is in {authority.config.authority_dir}")
         for row in rows:

@@ -1,0 +1,35 @@
+"""`sshrec-ca audit-key`: the key that signs the audit log, and what an auditor checks it with."""
+
+from __future__ import annotations
+
+import click
+
+from sshrec.authority.log_key import ALLOWED_SIGNERS, LogKey
+from sshrec.cli.authority import opened
+from sshrec.cli.main import Settings
+from sshrec.errors import UsageError
+
+
+@click.command("audit-key")
+@click.option("--renew", is_flag=True, help="Make the next key, and destroy this one.")
+@click.option(
+    "--certificate", metavar="FILE", help="Its certificate, by a CA kept elsewhere."
+)
+@click.pass_obj
+def audit_key(settings: Settings, renew: bool, certificate: str | None) -> None:
+    """Print the lines that an auditor checks the audit log's signatures with (allowed_signers).
+
+    Take a copy to where nobody on this host can change it, after each --renew. What a key signed stays good
+    when it is gone; with the key gone, nobody can sign that past again.
+    """
+    if renew and certificate:
+        raise UsageError("a new key has no certificate yet", hint="--renew first; then have it signed")
+    with opened(settings) as authority:
+        key = LogKey(authority.config)
+        if renew:
+            click.echo(f"{key.make(authority.now)} signs the audit log now", err=True)
+        elif certificate:
+            click.echo(
+                f"signatures carry the certificate of {key.certify(certificate, authority.now)} now", err=True
+            )
+        click.echo((authority.config.public_dir / ALLOWED_SIGNERS).read_text(), nl=False)

@@ -1,0 +1,231 @@
+"""What the auth service signs of the audit log, and what it does not: lines in, signatures or refusals out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sshrec.access.client import AuthService
+from sshrec.audit.event import canonical, new_uid
+from sshrec.audit.log import Head
+from sshrec.authority.checkpoint import Checkpoints, advance
+from sshrec.authority.log_key import NAMESPACE, LogKey
+from sshrec.authority.service import Service
+from sshrec.config import Config
+from sshrec.errors import DataError, Denied, Unreachable
+from sshrec.openssh.sshsig import verify_data
+from tests.lab.parts import wait
+
+
+def line(head: Head, event: str = "session.start", **fields: object) -> bytes:
+    """The next line of a log."""
+    said = {"n": head.n, "prev": head.prev, "event": event, "code": "X", "time": "now", "uid": new_uid(), **fields}
+    return canonical(said) + b"\n"
+
+
+class Log:
+    """Lines, as a writer has them."""
+
+    def __init__(self) -> None:
+        self.head = Head()
+        self.lines: list[bytes] = []
+
+    def append(self, event: str = "session.start") -> bytes:
+        self.lines.append(line(self.head, event))
+        self.head = self.head.after(self.lines[-1])
+        return self.lines[-1]
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "state", lambda data: f"signed {data.decode()}")
+
+
+def test_what_continues_is_signed_once_and_for_all(log: Log, checkpoints: Checkpoints) -> None:
+    first = [log.append(), log.append()]
+    shown = advance(Head(), b"".join(first))
+    checkpoint = log.append("checkpoint").decode().rstrip()
+    assert checkpoints.sign(shown, checkpoint) == f"signed {checkpoint}"
+    assert checkpoints.last().head == log.head
+    # Asked again, as after an answer that was lost: the same, not another.
+    checkpoints.make = lambda _: "another"
+    assert checkpoints.sign(shown, checkpoint) == f"signed {checkpoint}"
+
+
+def test_a_past_that_was_signed_is_not_signed_anew(log: Log, checkpoints: Checkpoints) -> None:
+    log.append()
+    before = log.head
+    checkpoints.sign(before, log.append("checkpoint").decode().rstrip())
+    other = line(before, "checkpoint", heads={}).decode().rstrip()
+    with pytest.raises(Denied, match="line 1 does not continue what was signed"):
+        checkpoints.sign(before, other)
+    with pytest.raises(Denied, match="line 0 does not continue what was signed"):
+        checkpoints.sign(Head(), line(Head(), "checkpoint").decode().rstrip())
+
+
+def test_nothing_but_checkpoints_is_signed(log: Log, checkpoints: Checkpoints) -> None:
+    with pytest.raises(Denied, match="only checkpoints are signed"):
+        checkpoints.sign(Head(), line(Head(), "session.start").decode().rstrip())
+    with pytest.raises(DataError):
+        checkpoints.sign(Head(), "anything")
+    assert checkpoints.last().line == ""
+
+
+def test_a_damaged_memory_signs_nothing(log: Log, checkpoints: Checkpoints) -> None:
+    checkpoints.path.write_text("{")
+    with pytest.raises(DataError, match="is damaged"):
+        checkpoints.sign(Head(), line(Head(), "checkpoint").decode().rstrip())
+
+
+def test_lines_that_do_not_follow(log: Log) -> None:
+    lines = [log.append() for _ in range(4)]
+    assert advance(Head(), b"".join(lines)) == log.head
+    for wrong in (
+        [lines[0], lines[2], lines[3]],
+        [lines[0], lines[0]],
+        [lines[1], lines[0]],
+        [lines[0], lines[1].replace(b'"now"', b'"later"'), lines[2]],
+        [lines[0].replace(b'"code":', b'"code": ')],
+    ):
+        with pytest.raises(Denied, match="is not the one that follows"):
+            advance(Head(), b"".join(wrong))
+    with pytest.raises(DataError):
+        advance(Head(), lines[0][:-1])
+
+
+# ---- over the socket --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    made = Config(data_dir=tmp_path / "data", run_dir=tmp_path / "run")
+    for path in (made.authority_dir, made.run_dir, made.authority_dir / "keys"):
+        path.mkdir(mode=0o700)
+    LogKey(made).make(1_700_000_000)
+    return made
+
+
+@pytest.fixture
+def service(config: Config, tmp_path: Path) -> Iterator[AuthService]:
+    """The real program, asked as the audit log's writer asks."""
+    file = tmp_path / "sshrec.yaml"
+    file.write_text(f"data_dir: {config.data_dir}\nrun_dir: {config.run_dir}\n")
+    argv = [str(Path(sys.prefix) / "bin" / "sshrec-authd"), "--config", str(file)]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
+        asked = AuthService(config.auth_socket)
+        try:
+            wait(config.auth_socket.exists, "sshrec-authd")
+            yield asked
+        finally:
+            asked.close()
+            process.terminate()
+    assert process.returncode == 0
+    assert not config.auth_socket.exists()
+
+
+def test_an_auditor_finds_the_signature_good(log: Log, service: AuthService, config: Config) -> None:
+    where = service.position()
+    assert (where.n, where.prev, where.line) == (0, Head().prev, "")
+    shown = service.advance(b"".join(log.append() for _ in range(1000)))
+    assert (shown.n, shown.prev) == (1000, log.head.prev)
+    checkpoint = log.append("checkpoint").rstrip()
+    signed = service.sign(checkpoint)
+    allowed = config.public_dir / "allowed_signers"
+    verify_data(allowed, signed.identity, NAMESPACE, checkpoint, signed.signature)
+    # And on the same connection, and on another one.
+    service.advance(log.append())
+    second = service.sign(log.append("checkpoint").rstrip())
+    service.close()
+    where = service.position()
+    assert (where.n, where.line, where.signature) == (
+        log.head.n,
+        log.lines[-1].decode().rstrip(),
+        second.signature,
+    )
+
+
+def test_a_rewritten_past_gets_no_signature(log: Log, service: AuthService) -> None:
+    service.advance(log.append())
+    service.sign(log.append("checkpoint").rstrip())
+    service.close()
+    rewritten = Log()
+    with pytest.raises(Denied, match="refuses: line 0 of the audit log is not the one that follows"):
+        service.advance(rewritten.append())
+
+
+def test_rubbish_ends_the_connection_and_nothing_else(service: AuthService, config: Config) -> None:
+    for rubbish in (b"", b"\0\0\0\2{}", b"\xff\xff\xff\xff", b"\0\0\0\x20{", b"GET / HTTP/1.1\r\n\r\n"):
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(10)
+            peer.connect(str(config.auth_socket))
+            peer.sendall(rubbish)
+            peer.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):  # it did not read on
+                assert peer.recv(100) == b""
+    assert service.position().n == 0
+
+
+@pytest.mark.root
+def test_strangers_may_not_ask(service: AuthService, config: Config) -> None:
+    for path in (config.auth_socket.parent, config.auth_socket.parent.parent):
+        path.chmod(0o755)
+    script = f"""
+import os
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+from pathlib import Path
+from sshrec.access.client import AuthService
+print(AuthService(Path({str(config.auth_socket)!r})).position())
+"""
+    for path in config.auth_socket.parents:
+        if path.stat().st_uid == os.geteuid() and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o011)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "you are not one of those who may ask" in done.stderr
+
+
+def test_without_a_service(config: Config) -> None:
+    with pytest.raises(Unreachable, match="does not answer: no such file"):
+        AuthService(config.auth_socket).position()
+
+
+def test_two_ask_at_once(log: Log, service: AuthService, config: Config) -> None:
+    """Of two writers that continue the same line in two ways, one gets a signature."""
+    outcomes: list[str] = []
+
+    def ask(n: int) -> None:
+        asked = AuthService(config.auth_socket)
+        try:
+            asked.position()
+            asked.sign(line(Head(), "checkpoint", number=n).rstrip())
+            outcomes.append("signed")
+        except Denied:
+            outcomes.append("refused")
+        finally:
+            asked.close()
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(outcomes) == ["refused"] * 7 + ["signed"]
+
+
+def test_the_service_uses_what_the_auditor_has(config: Config) -> None:
+    """A key that allowed_signers does not name signs nothing that leaves."""
+    (config.public_dir / "allowed_signers").write_text("")
+    with pytest.raises(DataError, match="is not audit@"):
+        Service(config)._sign(b"line")

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import click
 
-from sshrec.cli.main import Settings
-from sshrec.errors import UsageError
+from sshrec.cli.main import Settings, colour
+from sshrec.errors import SshrecError, UsageError
 from sshrec.playback import player
 from sshrec.playback.filter import Filter
 from sshrec.playback.timeline import limit_idle
 from sshrec.recording import reader
 from sshrec.recording.reader import Recording
+from sshrec.recording.verification import Problem, verify_path
+from sshrec.session import SESSION_ID
 from sshrec.storage.local import Store
 
 IDLE = 2.0  # seconds; what nobody wants to sit through
+PROOF = 0.3  # seconds that the start waits for verification: enough for 100 MB of text
 
 
 @click.command("play")
@@ -53,25 +60,77 @@ def command(settings: Settings, recording: str, speed: float | None, idle_time_l
     Enter          skip the wait           =  Backspace    as it was
     q, Ctrl-C      quit
     """
-    with _open(settings, recording) as source:
+    path = _path(settings, recording)
+    with _opened(path) as source, Proof(path if path and _ours(path, source) else None) as proof:
         if sys.stdout.isatty():
             whole = _watch(source, speed or 1.0, idle_time_limit, resize=resize)
         else:
             shown = player.texts(limit_idle(source, idle_time_limit), Filter(), dim=False, resize=False)
             whole = player.copy(shown, sys.stdout.fileno(), speed=speed)
+        if whole:
+            proof.wait()
     if whole and not source.complete:
         click.echo("sshrec: the recording ends here, and is not finished: it is live, or was cut off", err=True)
 
 
-def _open(settings: Settings, name: str) -> Recording:
+def _path(settings: Settings, name: str) -> Path | None:
+    """The file that was meant; None for standard input."""
     if name == "-":
-        if sys.stdin.isatty():
-            raise UsageError("standard input is this terminal, not a recording")
-        return reader.open_stream(open(0, "rb", buffering=0, closefd=False), "standard input")
+        return None
     path = Path(name)
     if not path.exists() and "/" not in name:
-        path = Store(settings.config.recordings_dir).find(name)
-    return reader.open_path(path)
+        return Store(settings.config.recordings_dir).find(name)
+    return path
+
+
+def _opened(path: Path | None) -> Recording:
+    if path is not None:
+        return reader.open_path(path)
+    if sys.stdin.isatty():
+        raise UsageError("standard input is this terminal, not a recording")
+    return reader.open_stream(open(0, "rb", buffering=0, closefd=False), "standard input")
+
+
+def _ours(path: Path, source: Recording) -> bool:
+    """Whether it should have a chain of seals: it says so, or its name does."""
+    return bool(source.header.facts) or SESSION_ID.fullmatch(path.name.partition(".")[0]) is not None
+
+
+class Proof:
+    """Verifies a recording while it plays, and says where it is not what was sealed: before, if that is known
+    within PROOF seconds, and in the end."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._problem: Problem | None = None
+        self._thread = threading.Thread(target=self._verify, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            self._thread.start()
+            self._thread.join(PROOF)
+            self._say()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._say()
+
+    def wait(self) -> None:
+        """Until it is known."""
+        if self._path is not None:
+            self._thread.join()
+
+    def _verify(self) -> None:
+        assert self._path is not None
+        with contextlib.suppress(SshrecError):  # gone meanwhile; what plays is open
+            self._problem = verify_path(self._path).problem
+
+    def _say(self) -> None:
+        if self._problem is not None:
+            word = "\x1b[31mUNVERIFIED\x1b[0m" if colour(sys.stderr) else "UNVERIFIED"
+            click.echo(f"sshrec: {word}: {self._problem}", err=True)
 
 
 def _watch(source: Recording, speed: float, idle: float, *, resize: bool) -> bool:

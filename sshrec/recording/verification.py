@@ -1,0 +1,482 @@
+"""Proves a recording by its seals: a file in, a verdict out. Trusts nothing it reads, in constant memory.
+
+Knows no name, lock or clock, and no audit log: whether a whole chain was made anew, or a tail cut off with what
+would show it, only the log can tell, which has the heads of the chain.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+import sys
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, BinaryIO, cast
+
+import msgspec
+
+from sshrec.errors import DataError, NotFound, describe
+from sshrec.recording.packing import MAGIC, RATIO_MAX, UNPACKED_MAX
+from sshrec.recording.seal import CHUNK_BYTES, Chain, Outcome, read_seal
+from sshrec.session import SESSION_ID, printable
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+# No line of ours comes near: a read is 64 KiB, which JSON makes six times that at most.
+LINE_MAX = 8 * 1024 * 1024
+_HEADER_MAX = 1024 * 1024
+_SEAL_MAX = 64 * 1024
+_CHUNK_MAX = CHUNK_BYTES + 2 * LINE_MAX  # a chunk is closed by the write that fills it
+_BLOCK = 1024 * 1024
+_PACKED_BLOCK = 128 * 1024
+_WINDOW_LOG = 23  # 8 MiB: more than any level that is not "ultra" asks for
+
+# Each line but header and seals, as asciicast.py and recorder.py write it. That data is valid JSON is not looked
+# at, the hash vouches for it; that it is one string, under a code that is no seal's, is.
+_LINE = (
+    rb'\[[0-9]{1,9}\.[0-9]{6},"(?:'
+    rb'[oimF]",".*+'
+    rb'|B","[A-Za-z0-9+/]*+={0,2}"\]'
+    rb'|E",""\]'
+    rb'|W","[0-9T:.-]++Z"\]'
+    rb'|r","[0-9]{1,5}x[0-9]{1,5}"\]'
+    rb'|x","-?[0-9]{1,10}"\]'
+    rb'|C","\{\\"bytes\\":[0-9]++,\\"s.*+'
+    rb')\n(?<="\]\n)'
+)
+_FIRST = re.compile(_LINE)
+_OTHER = re.compile(
+    rb"\n(?!\Z|" + _LINE + rb")"
+)  # begins with what memchr(3) finds; ends where the odd line begins
+_SEAL = re.compile(rb'\[([0-9]{1,9})\.([0-9]{6}),"S",".*"\]\n')
+# What a line may look like that was cut off: everything up to any of its bytes but the newline.
+_TORN = re.compile(rb'\[[0-9]{0,9}\.?[0-9]{0,6},?"?[A-Za-z]?"?,?(?:"(?:[^"\\]++|\\.)*+\\?(?:"\]?)?)?', re.DOTALL)
+_HEADER = b'{"version":2,"width":'
+_NOT_KEPT = b': from here on counted and hashed, not kept"]\n'  # recorder.py
+_LIMITED = re.compile(rb',"m","(stdin|stdout|stderr)\Z')
+_LIMITED_MAX = 16
+
+# https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
+_TABLE = struct.Struct("<II")
+_FOOTER = struct.Struct("<IBI")
+_SKIPPABLE, _SEEKABLE = 0x184D2A5E, 0x8F92EAB1
+
+_UNWHOLE = frozenset({"aborted", "recording-failed", "enospc"})  # reasons of an end that is none
+
+
+class State(StrEnum):
+    """What a recording proves."""
+
+    COMPLETE = "COMPLETE"  # from its header to its end it is what was sealed
+    INCOMPLETE = "INCOMPLETE"  # what is there is what was sealed; the end, or a part, is not there
+    BAD = "BAD"  # it is not what was sealed
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What makes a recording BAD, and where.
+
+    `chunk`: the number of the first chunk that does not hold; `offset`: bytes into the text, of that chunk or of
+    the line at fault; `seconds`: time of the last seal that holds, so the recording is good up to there.
+    """
+
+    what: str
+    chunk: int
+    offset: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"chunk {self.chunk}, byte {self.offset}, after {self.seconds:.6f} s: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What makes a recording INCOMPLETE.
+
+    `why`: `empty`, `torn`, `unfinished`, `stream-limit`, or the reason of an outcome that is no proper end
+    (`aborted`, `recording-failed`, `enospc`); `detail`: a line for people.
+    """
+
+    why: str
+    detail: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.why}: {self.detail}" if self.detail else self.why
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came out.
+
+    `session`: by the header where nobody knew better, None where that has none; `seals`: how many hold, from
+    the first; `head`: SHA-256 of the last of them, as the audit log has it (before the first: of the session
+    id); `sealed`: bytes of text that they cover, seals included; `unsealed`: bytes after them;
+    `heads`: those that were asked for.
+    """
+
+    state: State
+    session: str | None
+    seals: int = 0
+    head: str | None = None
+    sealed: int = 0
+    unsealed: int = 0
+    outcome: Outcome | None = None
+    problem: Problem | None = None
+    gap: Gap | None = None
+    heads: Mapping[int, str] = field(default_factory=dict)
+
+    def head_at(self, n: int) -> str | None:
+        """The head of the chain when `n` seals were written, as Recorder.head gives it.
+
+        None where the recording does not go that far, and where `n` was not asked for.
+        """
+        return self.head if n == self.seals else self.heads.get(n)
+
+
+class _Bad(Exception):
+    """Ends the reading: `at` as Problem's `offset`, None for where the open chunk begins."""
+
+    def __init__(self, what: str, at: int | None = None) -> None:
+        super().__init__(what)
+        self.at = at
+
+
+def verify(
+    file: BinaryIO,
+    session: str | None = None,
+    *,
+    packed: bool | None = None,
+    heads: Container[int] = (),
+    progress: Callable[[int], object] | None = None,
+) -> Verdict:
+    """Read a recording, plain or packed, from where `file` stands to its end; never raises for what it reads.
+
+    `session`: whose recording it should be, by its name, its place or the log; None: whose it says it is.
+    `packed`: which form it should have, by its name; None: whichever it has.
+    `heads`: the numbers for which `Verdict.head_at` should know the head. `progress` gets the bytes of each read.
+    """
+    reading = _Reading(session, heads)
+    source = _Source(file, packed, progress or (lambda _bytes: None))
+    rest = b""
+    try:
+        for block in source:
+            end = block.rfind(b"\n") + 1
+            if end:
+                reading.feed(rest + block[:end])
+                rest = block[end:]
+            elif block:
+                rest += block
+                reading.bound(len(rest))
+            else:
+                reading.frame_ends(rest)
+        return reading.verdict(rest, packed=source.packed)
+    except _Bad as error:
+        return reading.bad(str(error), error.at)
+    except OSError as error:
+        return reading.bad(f"cannot be read: {describe(error)}")
+
+
+def verify_path(
+    path: Path,
+    session: str | None = None,
+    *,
+    heads: Container[int] = (),
+    progress: Callable[[int], object] | None = None,
+) -> Verdict:
+    """The same for a file; its name says which form it should have and, if it has one of ours, whose it should be.
+
+    NotFound where there is none. What is no regular file is BAD, and not read: a FIFO would block, a device act.
+    """
+    stem, _, suffix = path.name.partition(".")
+    if session is None and SESSION_ID.fullmatch(stem) and suffix in ("cast", "cast.zst", "torn"):
+        session = stem
+    packed = True if path.suffix == ".zst" else False if path.suffix == ".cast" else None
+    nobody = _Reading(session, ())
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFound(f"{path}: {describe(error)}") from error
+    except OSError as error:
+        return nobody.bad(f"cannot be read: {describe(error)}")
+    with open(fd, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return nobody.bad("it is no regular file")
+        return verify(cast(BinaryIO, file), session, packed=packed, heads=heads, progress=progress)
+
+
+class _Facts(msgspec.Struct):
+    session: str
+
+
+class _Header(msgspec.Struct):
+    version: int
+    sshrec: _Facts
+
+
+class _Seal(msgspec.Struct):
+    """What of a seal the chain does not know already."""
+
+    wall: Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
+    end: Outcome | None = None
+
+
+_decode_header = msgspec.json.Decoder(_Header).decode
+
+
+class _Reading:
+    """The chain as far as it was followed. Takes the text in whole lines."""
+
+    def __init__(self, session: str | None, heads: Container[int]) -> None:
+        self._session = session
+        self._chain = Chain(session or "")
+        self._begun = False
+        self._wanted = heads
+        self._heads: dict[int, str] = {}
+        self._start = 0  # of the open chunk, in the text
+        self._us = 0  # of the last seal
+        self._outcome: Outcome | None = None
+        self._limited: str | None = None
+        self._keep()
+
+    def feed(self, lines: bytes) -> None:
+        """Take whole lines; _Bad where one of them cannot be."""
+        at = 0
+        if not self._begun:
+            at = self._header(lines)
+        while at < len(lines):
+            if self._outcome is not None:
+                raise _Bad("it goes on after its end")
+            if _FIRST.match(lines, at):
+                other = _OTHER.search(lines, at)
+                end = other.end() if other else len(lines)
+                self._add(lines, at, end)
+                at = end
+            else:
+                at = self._seal(lines, at)
+
+    def bound(self, rest: int) -> None:
+        """_Bad where a line that has so many bytes already is none of ours."""
+        if rest > (LINE_MAX if self._begun else _HEADER_MAX):
+            raise _Bad("a line of more bytes than the recorder writes", self._read)
+
+    def frame_ends(self, rest: bytes) -> None:
+        """_Bad where no chunk ends here."""
+        if rest or self._chain.count:
+            raise _Bad("a packed frame ends in the middle of a chunk")
+
+    @property
+    def _read(self) -> int:
+        """Bytes of text that were taken."""
+        return self._start + self._chain.bytes
+
+    def _header(self, lines: bytes) -> int:
+        end = lines.index(b"\n") + 1
+        self.bound(end)
+        try:
+            found = _decode_header(lines[:end]).sshrec.session
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise _Bad("it has no header of ours") from error
+        if self._session is None and SESSION_ID.fullmatch(found):
+            self._session = found
+            self._chain = Chain(found)
+            self._keep()
+        if found != self._session:
+            raise _Bad(f"it is the recording of session {printable(found, 40)}")
+        self._begun = True
+        self._chain.add(lines[:end])
+        return end
+
+    def _add(self, lines: bytes, at: int, end: int) -> None:
+        self._chain.add(lines[at:end], lines.count(b"\n", at, end))
+        if self._chain.bytes > _CHUNK_MAX:
+            raise _Bad("a chunk of more bytes than the recorder makes one of")
+        while self._limited is None and (at := lines.find(_NOT_KEPT, at, end)) >= 0:
+            # Behind a quotation mark that is not escaped there is no text of anybody's.
+            if match := _LIMITED.search(lines[max(0, at - _LIMITED_MAX) : at]):
+                self._limited = match[1].decode()
+            at += len(_NOT_KEPT)
+
+    def _seal(self, lines: bytes, at: int) -> int:
+        """Check the seal that is at `at`, and where the next line begins; _Bad where it does not hold."""
+        end = lines.index(b"\n", at) + 1
+        line = lines[at:end]
+        match = _SEAL.fullmatch(line) if len(line) <= _SEAL_MAX else None
+        if match is None:
+            raise _Bad("a line that the recorder does not write", self._read)
+        try:
+            fields = read_seal(line)
+            seal = msgspec.convert(fields, _Seal)
+        except (DataError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise _Bad("its seal is damaged", self._read) from error
+        us = int(match[1]) * 1_000_000 + int(match[2])
+        # Byte for byte what the recorder would have written here, whatever else JSON lets one say the same by.
+        if line != self._chain.seal(us, seal.wall, seal.end):
+            raise _Bad(self._difference(fields))
+        self._start = self._read + len(line)
+        self._chain.close(line)
+        self._us = us
+        self._outcome = seal.end
+        self._keep()
+        return end
+
+    def _difference(self, seal: Mapping[str, object]) -> str:
+        expected = self._chain.expected()
+        wrong = next((name for name, value in expected.items() if seal.get(name) != value), None)
+        found = seal.get(wrong) if wrong else None
+        if wrong in ("n", "count", "bytes") and not _number(found):
+            return "its seal is damaged"
+        if wrong == "n":
+            return f"seal {found} stands where seal {self._chain.n} should"
+        if wrong == "prev":
+            return (
+                "its seal follows another seal than the one before it"
+                if self._chain.n
+                else "its seal is of another session"
+            )
+        if wrong in ("count", "bytes"):
+            what = "lines" if wrong == "count" else "bytes"
+            return f"it has {expected[wrong]} {what}, and {found} were sealed"
+        return "its text is not what was sealed" if wrong else "its seal is not as the recorder writes it"
+
+    def _keep(self) -> None:
+        if self._chain.n in self._wanted:
+            self._heads[self._chain.n] = self._chain.prev
+
+    def verdict(self, rest: bytes, *, packed: bool) -> Verdict:
+        """After the last whole line; `rest`: what follows it."""
+        if self._outcome is not None and rest:
+            raise _Bad("it goes on after its end")
+        if packed and self._outcome is None:
+            raise _Bad("it was packed without its end")
+        if not self._begun:
+            if not _HEADER.startswith(rest[: len(_HEADER)]):
+                raise _Bad("it has no header of ours")
+            gap = Gap("torn", "not even its header is whole") if rest else Gap("empty")
+            return self._verdict(State.INCOMPLETE, gap=gap, unsealed=len(rest))
+        unsealed = self._chain.bytes + len(rest)
+        if self._outcome is None:
+            if rest and not _TORN.fullmatch(rest):
+                raise _Bad("a line that the recorder does not write", self._read)
+            after = f"{unsealed} bytes after its last seal" if unsealed else "it ends with a seal"
+            gap = Gap(
+                "torn" if rest else "unfinished", f"it has no end, and {after}" if unsealed else "it has no end"
+            )
+            return self._verdict(State.INCOMPLETE, gap=gap, unsealed=unsealed)
+        if self._outcome.reason in _UNWHOLE:
+            detail = printable(self._outcome.detail) if self._outcome.detail else None
+            return self._verdict(State.INCOMPLETE, gap=Gap(self._outcome.reason, detail))
+        if self._limited is not None:
+            detail = f"{self._limited} was kept up to its limit, then counted and hashed"
+            return self._verdict(State.INCOMPLETE, gap=Gap("stream-limit", detail))
+        return self._verdict(State.COMPLETE)
+
+    def bad(self, what: str, at: int | None = None) -> Verdict:
+        """The verdict on what does not hold."""
+        offset = self._start if at is None else at
+        return self._verdict(State.BAD, problem=Problem(what, self._chain.n, offset, self._us / 1_000_000))
+
+    def _verdict(
+        self, state: State, *, problem: Problem | None = None, gap: Gap | None = None, unsealed: int = 0
+    ) -> Verdict:
+        return Verdict(
+            state,
+            self._session,
+            self._chain.n,
+            self._chain.prev if self._session is not None else None,
+            self._start,
+            unsealed,
+            self._outcome,
+            problem,
+            gap,
+            self._heads,
+        )
+
+
+def _number(value: object) -> bool:
+    """Whether it is one that a seal may have, and that may be printed."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+class _Source:
+    """The text of a file, plain or packed, in blocks; an empty block where a packed frame ends.
+
+    _Bad where the packed form is not, bit for bit, what packing.py makes of its frames.
+    """
+
+    def __init__(self, file: BinaryIO, packed: bool | None, progress: Callable[[int], object]) -> None:
+        self._file = file
+        self._expected = packed
+        self._progress = progress
+        self._bytes = 0
+        self.packed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        block = self._block(_PACKED_BLOCK)
+        self.packed = block.startswith(MAGIC)
+        if self._expected not in (None, self.packed):
+            raise _Bad("it is packed, and should not be" if self.packed else "it is not packed, and should be")
+        if self.packed:
+            yield from self._frames(block)
+            return
+        while block:
+            yield block
+            block = self._block(_BLOCK)
+
+    def _block(self, size: int) -> bytes:
+        block = self._file.read(size)
+        self._bytes += len(block)
+        self._progress(len(block))
+        return block
+
+    def _frames(self, ahead: bytes) -> Iterator[bytes]:
+        made = size = 0
+        table = bytearray()
+        while ahead.startswith(MAGIC):
+            if table and size < CHUNK_BYTES:
+                raise _Bad("a packed frame is smaller than the packer makes them")
+            decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
+            packed = size = 0
+            while not decompressor.eof:
+                if decompressor.needs_input and not ahead and not (ahead := self._block(_PACKED_BLOCK)):
+                    raise _Bad("the packed file ends in the middle")
+                packed += len(ahead)
+                try:
+                    text = decompressor.decompress(ahead, _BLOCK)
+                except zstd.ZstdError as error:
+                    raise _Bad("a packed frame is damaged") from error
+                ahead = b""
+                size += len(text)
+                if made + size > max(UNPACKED_MAX, RATIO_MAX * self._bytes):
+                    raise _Bad(f"{self._bytes} packed bytes unpack to more than {made + size}")
+                if text:
+                    yield text
+            ahead = decompressor.unused_data
+            packed -= len(ahead)
+            made += size
+            if max(packed, size) >> 32:
+                raise _Bad("a packed frame is larger than a seek table can say")
+            table += _TABLE.pack(packed, size)
+            yield b""
+            if len(ahead) < len(MAGIC):
+                ahead += self._block(_PACKED_BLOCK)
+        self._seek_table(ahead, bytes(table))
+
+    def _seek_table(self, found: bytes, entries: bytes) -> None:
+        head = _TABLE.pack(_SKIPPABLE, len(entries) + _FOOTER.size)
+        expected = head + entries + _FOOTER.pack(len(entries) // _TABLE.size, 0, _SEEKABLE)
+        while len(found) <= len(expected) and (block := self._block(_PACKED_BLOCK)):
+            found += block
+        if found == expected:
+            return
+        if expected.startswith(found):
+            raise _Bad("the packed file ends in the middle")
+        if found.startswith(expected):
+            raise _Bad("there is more after the packed file's end")
+        raise _Bad("its seek table is not that of its frames")

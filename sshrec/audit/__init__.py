@@ -1,0 +1,1 @@
+"""The audit log: what happened, in an append-only chain of lines."""

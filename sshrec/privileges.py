@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sshrec.errors import ConfigError
+from sshrec.errors import ConfigError, describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,10 @@ def _work_as(uid: int, gid: int) -> None:
 def _make(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        directory.chmod(0o755)
+        if os.geteuid() in (0, directory.stat().st_uid):  # somebody else's is not ours to open
+            directory.chmod(0o755)
     except OSError as error:
-        raise ConfigError(f"cannot make {directory}: {error.strerror}") from error
+        raise ConfigError(f"cannot make {directory}: {describe(error)}") from error
 
 
 def caller() -> str:

@@ -193,7 +193,9 @@ class Audit:
 
     identity: Annotated[
         str | None,
-        _doc("Whose signatures on the log are, as an auditor's allowed_signers names them. Default: audit@HOSTNAME."),
+        _doc(
+            "Whose signatures on the log are, as an auditor's allowed_signers names them. Default: audit@HOSTNAME."
+        ),
     ] = None
     key: Annotated[HeldKey | None, _doc("Which agent holds the key that signs. None: a file in keys/.")] = None
     checkpoint_interval: Annotated[
@@ -304,6 +306,11 @@ class Config:
         """Whatever says which host keys are real: the administrator's files, and the authority's host CA."""
         return (*self.known_hosts, self.public_dir / "known_hosts")
 
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """What the inventory's nodes are called, each once."""
+        return tuple(dict.fromkeys(node.name for node in (*self.nodes, *self.enrolled)))
+
     def node(self, name: str) -> Node | None:
         """The inventory's node of that name; what sshrec.yaml says comes first."""
         return next((node for node in (*self.nodes, *self.enrolled) if node.name == name), None)
@@ -315,9 +322,9 @@ def load(path: Path | None = None) -> Config:
     `path`: default /etc/sshrec/sshrec.yaml, which need not exist.
     """
     if path is None:
-        if not DEFAULT_PATH.exists():
-            return Config()
         path = DEFAULT_PATH
+        if not path.exists():
+            return with_inventory(Config(inventory=path.with_name("nodes.yaml")))
     path = path.absolute()
     config = parse(_trusted_text(path), str(path))
     if config.inventory is None:

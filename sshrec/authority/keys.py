@@ -108,6 +108,10 @@ class Keys:
         """Whose certificates count: the current CA's first, then the next one's and the old ones'."""
         return [_public(row) for row in self.rows(kind, *_TRUSTED)]
 
+    def retired(self, kind: Kind) -> list[PublicKey]:
+        """Whose certificates count no more."""
+        return [_public(row) for row in self.rows(kind, "retired")]
+
     def signer(self, kind: Kind) -> Signer:
         """Who signs certificates of that kind. ConfigError where the private key is not where it should be."""
         (row,) = self.rows(kind, "current")

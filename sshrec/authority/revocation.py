@@ -24,7 +24,9 @@ def krl(ledger: Ledger, keys: Keys, now: float) -> bytes:
             serials = ledger.revoked_serials(ca.fingerprint, int(now) - _KEPT_SECONDS)
             if serials or key_ids:
                 sections.append(KrlSection(ca, serials, key_ids))
-    return keygen.make_krl(sections, ledger.next_krl_number(int(now * 1000)))
+    # Whoever still trusts a retired CA, because nobody told them otherwise, learns it here.
+    retired = [ca for kind in KINDS for ca in keys.retired(kind)]
+    return keygen.make_krl(sections, ledger.next_krl_number(int(now * 1000)), retired)
 
 
 def check_key_id(keys: Keys, kind: Kind, key_id: str) -> None:

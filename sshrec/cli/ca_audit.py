@@ -12,9 +12,7 @@ from sshrec.errors import UsageError
 
 @click.command("audit-key")
 @click.option("--renew", is_flag=True, help="Make the next key, and destroy this one.")
-@click.option(
-    "--certificate", metavar="FILE", help="Its certificate, by a CA kept elsewhere."
-)
+@click.option("--certificate", metavar="FILE", help="Its certificate, by a CA kept elsewhere.")
 @click.pass_obj
 def audit_key(settings: Settings, renew: bool, certificate: str | None) -> None:
     """Print the lines that an auditor checks the audit log's signatures with (allowed_signers).

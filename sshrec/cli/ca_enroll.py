@@ -155,7 +155,7 @@ def _sign(
         user or _PROOF,
         sorted(logins),
         min(_PROOF_TTL, settings.user_ttl_limit),
-        force_command=None if user else "true",  # the bastion's sshd takes one that is its own, or none
+        force_command="true",  # of no other use to anybody; the bastion's sshd heeds its own ForceCommand
     )
     requests = [
         certificates.for_host(

@@ -198,6 +198,8 @@ def status(settings: Settings, as_json: bool) -> None:
 
 def _valid(authority: Opened, row: AuthorityRow) -> tuple[int, int | None]:
     """How many certificates of a CA are good, and when the last of them expires."""
+    if row.phase == "retired":
+        return 0, None
     entries = authority.ledger.entries(ca=row.fingerprint, valid_at=int(authority.now))
     good = [entry.valid_before for entry in entries if entry.revoked is None]
     return len(good), max(good, default=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,13 @@ def ls(
         entries = authority.ledger.entries(
             kind=kind, key_id=key_id, ca=ca, valid_at=None if everything else int(now), withdrawn=everything
         )
+        retired = {key.fingerprint for each in KINDS for key in authority.keys.retired(each)}
     if as_json:
         document = {"schema": SCHEMA, "certificates": [shown.entry_object(entry) for entry in entries]}
         click.echo(json.dumps(document, indent=2, ensure_ascii=True))
     elif entries:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _PIPE_WIDTH
-        rows = [_cells(entry, now) for entry in entries]
+        rows = [_cells(entry, now, retired) for entry in entries]
         for line in table.lines(_HEADINGS, rows, width, right=("SERIAL",), coloured=colour(sys.stdout)):
             click.echo(line)
     else:
@@ -68,12 +70,12 @@ def _check_word(word: str) -> None:
         raise UsageError(f"'{printable(word, 60)}' is no name: it has unprintable characters, or more than 1000")
 
 
-def _cells(entry: Entry, now: float) -> list[str | table.Cell]:
+def _cells(entry: Entry, now: float, retired: Collection[str]) -> list[str | table.Cell]:
     return [
         str(entry.serial),
         entry.kind,
         printable(entry.key_id, 48),
-        _state(entry, now),
+        _state(entry, now, retired),
         moment(entry.valid_before),
         moment(entry.made_ms // 1000),
         printable(entry.asked_by, 32),
@@ -81,11 +83,13 @@ def _cells(entry: Entry, now: float) -> list[str | table.Cell]:
     ]
 
 
-def _state(entry: Entry, now: float) -> table.Cell:
+def _state(entry: Entry, now: float, retired: Collection[str]) -> table.Cell:
     if entry.withdrawn is not None:
         return table.Cell("withdrawn", RED)
     if entry.revoked is not None:
         return table.Cell("revoked", RED)
+    if entry.ca_fingerprint in retired:
+        return table.Cell("CA retired", RED)
     good = entry.valid_after <= now < entry.valid_before
     return table.Cell(shown.remaining(entry.valid_after, entry.valid_before, now), GREEN if good else "")
 

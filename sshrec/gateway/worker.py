@@ -140,7 +140,7 @@ class Worker:
         return Request(self._ask(visit, user), None, terminal=True)
 
     def _ask(self, visit: Visit, user: User) -> Target:
-        line = terminal.Line("Connect to: ", (node.name for node in self._config.nodes))
+        line = terminal.Line("Connect to: ", self._config.node_names)
 
         def show(text: str) -> None:
             with contextlib.suppress(OSError):

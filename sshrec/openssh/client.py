@@ -116,6 +116,7 @@ NoHostAuthenticationForLocalhost no
 RequiredRSASize 2048
 StrictHostKeyChecking {strict}
 UserKnownHostsFile {user_known_hosts}
+RevokedHostKeys {revoked}
 GlobalKnownHostsFile {known_hosts}
 ConnectTimeout {connect_timeout}
 ServerAliveInterval {alive_interval}
@@ -146,6 +147,8 @@ def configuration(
         strict="yes" if checks else "no",
         user_known_hosts="none" if checks else run.seen_hosts,  # there ssh notes what it accepted unseen
         known_hosts=" ".join(map(str, config.known_hosts_files)) if checks else "/dev/null",
+        # Without the file ssh would believe no host at all; without an authority, nobody revokes any.
+        revoked=config.krl if checks and config.krl.exists() else "none",
         connect_timeout=hop.connect_timeout,
         alive_interval=hop.alive_interval,
         obscure="yes" if hop.obscure_keystroke_timing else "no",
@@ -228,6 +231,9 @@ class Log:
             if "IDENTIFICATION HAS CHANGED" in said:
                 hint = f"find out why; only then have {pinned} set right"
                 return Denied(f"the host key of {name} has changed: {self.host_key}", hint=hint)
+            if "revoked by file" in said or "is marked as revoked" in said:
+                hint = f"do not trust it; with a new key an administrator enrols the host again: {enrol}"
+                return Denied(f"the host key of {name} is revoked: {self.host_key}", hint=hint)
             if "not a listed principal" in said or "ertificate invalid" in said:
                 hint = f"{self.messages[0]}; an administrator gives it a new one: {enrol}"
                 return Denied(f"the host certificate of {name} is not valid for it", hint=hint)

@@ -239,7 +239,9 @@ def test_init(tmp_path: Path) -> None:
     for path in (authority.home, authority.public):
         assert path.stat().st_mode & 0o777 == 0o755
     published = {path.name: path.stat().st_mode & 0o777 for path in authority.public.iterdir()}
-    assert published == dict.fromkeys(["gateway_known_hosts", "known_hosts", "krl", "user_ca.pub"], 0o644)
+    assert published == dict.fromkeys(
+        ["allowed_signers", "gateway_known_hosts", "known_hosts", "krl", "user_ca.pub"], 0o644
+    )
     assert refused(authority, "init") == (77, f"{authority.home} has its CAs already")
 
 
@@ -1190,6 +1192,7 @@ def test_a_ca_in_an_agent(agent: Agent, key: Path, tmp_path: Path, monkeypatch: 
     authority = Authority(directory, {"user": held})
     assert re.search(rf"user CA +{FINGERPRINT}  held elsewhere\n", authority.ok("init"))
     assert sorted(path.name for path in authority.keys.iterdir() if path.suffix != ".pub") == [
+        "audit",
         "gateway_ca",
         "host_ca",
     ]

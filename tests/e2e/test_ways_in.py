@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import socket
 import subprocess
@@ -89,19 +90,19 @@ def test_a_login_that_the_target_does_not_let_in(lab: Lab) -> None:
     assert "sshrec: error: web1 does not let you in as nobody\n" in done.stderr.decode()
 
 
-def test_an_unknown_host_key(lab: Lab, tmp_path: Path) -> None:
+def test_an_unknown_host_key(lab: Lab) -> None:
     lab.stop_sshrecd()
-    lab.start_sshrecd({"known_hosts": ["/dev/null"], "authority": {"directory": str(tmp_path)}})
+    lab.start_sshrecd({"known_hosts": ["/dev/null"], "authority": {"directory": str(lab.directory / "nowhere")}})
     done = lab.ssh("-A", "bastion", "root@web1", "id")
     assert (done.returncode, done.stdout) == (255, b"")
     assert "sshrec: error: the host key of web1 is not known: ssh-ed25519-cert-v01@" in done.stderr.decode()
 
 
-def test_a_changed_host_key(lab: Lab, tmp_path: Path) -> None:
+def test_a_changed_host_key(lab: Lab) -> None:
     other = lab.directory / "other_known_hosts"
     other.write_text(f"web1 {lab.user_ca.read_text()}")
     lab.stop_sshrecd()
-    lab.start_sshrecd({"known_hosts": [str(other)], "authority": {"directory": str(tmp_path)}})
+    lab.start_sshrecd({"known_hosts": [str(other)], "authority": {"directory": str(lab.directory / "nowhere")}})
     done = lab.ssh("-A", "bastion", "root@web1", "id")
     assert (done.returncode, done.stdout) == (255, b"")
     assert "sshrec: error: the host key of web1 has changed: " in done.stderr.decode()
@@ -114,6 +115,19 @@ def test_a_host_certificate_for_another_name(lab: Lab) -> None:
     done = lab.ssh("-A", "bastion", "root@web9", "id")
     assert (done.returncode, done.stdout) == (255, b"")
     assert "web9" in done.stderr.decode()
+
+
+def test_a_host_whose_certificate_was_revoked(lab: Lab) -> None:
+    shown = lab.sshrec_ca("show", lab.directory / "web2" / "host_key-cert.pub", "--json").stdout
+    lab.sshrec_ca("revoke", str(json.loads(shown)["certificate"]["serial"]), "--reason", "key stolen")
+    try:
+        done = lab.ssh("-A", "bastion", "root@web2", "id")
+        assert (done.returncode, done.stdout) == (255, b"")
+        assert b"sshrec: error: the host key of web2 is revoked" in done.stderr
+        assert lab.ssh("-A", "bastion", "root@web1", "true").returncode == 0
+    finally:
+        lab.authority.sign_host(lab.directory / "web2" / "host_key", "web2")
+        lab.sshds["web2"].reload()
 
 
 def test_an_unchecked_host_key_is_recorded(lab: Lab) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from tests.lab.parts import LabError, program, sshd_version, start, stop, tail, wait
 
 _SNIPPET = Path(__file__).parents[2] / "contrib" / "sshd_config.snippet"
+
+_LISTENS = "Server listening on "
 
 # Where an sshd of root keeps who was logged in; utmp(5), lastlog(8).
 _LOGIN_RECORDS = ("/var/log/lastlog", "/var/log/wtmp", "/var/log/btmp", "/run/utmp")
@@ -127,6 +130,12 @@ class Sshd:
     def log_text(self) -> str:
         """All that sshd logged."""
         return self.log.read_text(errors="replace")
+
+    def reload(self) -> None:
+        """Have it read its configuration and keys again."""
+        said = self.log_text().count(_LISTENS)
+        os.kill(self.pid, signal.SIGHUP)
+        wait(lambda: self.log_text().count(_LISTENS) > said, f"sshd of {self.name} to come back")
 
     def stop(self) -> None:
         """End the listener; sessions end with their clients or by Lab."""

@@ -48,6 +48,7 @@ find_daemon() {
         for name in ssh.service sshd.service; do
             systemctl is-active --quiet "$name" || continue
             main=$(systemctl show -p MainPID --value "$name")
+            [ "${main:-0}" -gt 0 ] || continue # a systemctl without a systemd says yes to everything
             case $(tr '\0' ' ' <"/proc/$main/cmdline") in
             *' -f'*) ;;
             *) unit=$name ;;

@@ -66,7 +66,7 @@ def become_owner(directory: Path, account: str, *, make: bool = False) -> Privil
 def _owner(directory: Path, account: str) -> tuple[int, int]:
     try:
         status = directory.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         try:
             entry = pwd.getpwnam(account)
         except KeyError:

@@ -29,6 +29,7 @@ _CHUNK = 50  # in one transaction
 
 # A principal besides: what an account on some target is called. No colon, so none can look like ours.
 _PRINCIPAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}")
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _COMMAND = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,4096}")
 
 
@@ -180,7 +181,7 @@ def _distinct(given: Iterable[str], what: str) -> tuple[str, ...]:
 
 def _host(name: str) -> str:
     try:
-        return str(ipaddress.ip_address(name))
+        return str(_without_zone(ipaddress.ip_address(name)))
     except ValueError:
         if HOST.fullmatch(name):
             return name
@@ -190,9 +191,18 @@ def _host(name: str) -> str:
         ) from None
 
 
+def _without_zone(address: _Address) -> _Address:
+    """ValueError for fe80::1%eth0: the zone is any text, and means something on one machine alone."""
+    if getattr(address, "scope_id", None) is not None:
+        raise ValueError("an address with a zone")
+    return address
+
+
 def _network(text: str) -> str:
     try:
-        return str(ipaddress.ip_network(text))
+        network = ipaddress.ip_network(text)
+        _without_zone(network.network_address)
+        return str(network)
     except ValueError:
         raise UsageError(
             f"{printable(text)!r} is no address and no network", hint="10.0.0.5, 10.0.0.0/24, 2001:db8::/32"

@@ -41,7 +41,7 @@ _WINDOW_LOG = 23  # 8 MiB: more than any level that is not "ultra" asks for
 # Each line but header and seals, as asciicast.py and recorder.py write it. That data is valid JSON is not looked
 # at, the hash vouches for it; that it is one string, under a code that is no seal's, is.
 _LINE = (
-    rb'\[[0-9]{1,9}\.[0-9]{6},"(?:'
+    rb'\[[0-9]{1,9}+\.[0-9]{6},"(?:'
     rb'[oimF]",".*+'
     rb'|B","[A-Za-z0-9+/]*+={0,2}"\]'
     rb'|E",""\]'
@@ -205,9 +205,10 @@ def verify_path(
         raise NotFound(f"{path}: {describe(error)}") from error
     except OSError as error:
         return nobody.bad(f"cannot be read: {describe(error)}")
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        return nobody.bad("it is no regular file")
     with open(fd, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return nobody.bad("it is no regular file")
         return verify(cast(BinaryIO, file), session, packed=packed, heads=heads, progress=progress)
 
 
@@ -220,10 +221,16 @@ class _Header(msgspec.Struct):
     sshrec: _Facts
 
 
-class _Seal(msgspec.Struct):
-    """What of a seal the chain does not know already."""
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
-    wall: Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
+
+class _Seal(msgspec.Struct):
+    n: _Number
+    count: _Number
+    bytes: _Number
+    sha256: str
+    prev: str
+    wall: _Number
     end: Outcome | None = None
 
 
@@ -311,14 +318,13 @@ class _Reading:
         if match is None:
             raise _Bad("a line that the recorder does not write", self._read)
         try:
-            fields = read_seal(line)
-            seal = msgspec.convert(fields, _Seal)
+            seal = msgspec.convert(read_seal(line), _Seal)
         except (DataError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise _Bad("its seal is damaged", self._read) from error
         us = int(match[1]) * 1_000_000 + int(match[2])
         # Byte for byte what the recorder would have written here, whatever else JSON lets one say the same by.
         if line != self._chain.seal(us, seal.wall, seal.end):
-            raise _Bad(self._difference(fields))
+            raise _Bad(self._difference(seal))
         self._start = self._read + len(line)
         self._chain.close(line)
         self._us = us
@@ -326,24 +332,23 @@ class _Reading:
         self._keep()
         return end
 
-    def _difference(self, seal: Mapping[str, object]) -> str:
-        expected = self._chain.expected()
-        wrong = next((name for name, value in expected.items() if seal.get(name) != value), None)
-        found = seal.get(wrong) if wrong else None
-        if wrong in ("n", "count", "bytes") and not _number(found):
-            return "its seal is damaged"
-        if wrong == "n":
-            return f"seal {found} stands where seal {self._chain.n} should"
-        if wrong == "prev":
+    def _difference(self, seal: _Seal) -> str:
+        chain = self._chain
+        if seal.n != chain.n:
+            return f"seal {seal.n} stands where seal {chain.n} should"
+        if seal.prev != chain.prev:
             return (
                 "its seal follows another seal than the one before it"
-                if self._chain.n
-                else "its seal is of another session"
+                if chain.n
+                else "its seal is another session's"
             )
-        if wrong in ("count", "bytes"):
-            what = "lines" if wrong == "count" else "bytes"
-            return f"it has {expected[wrong]} {what}, and {found} were sealed"
-        return "its text is not what was sealed" if wrong else "its seal is not as the recorder writes it"
+        if seal.count != chain.count:
+            return f"it has {chain.count} lines, and {seal.count} were sealed"
+        if seal.bytes != chain.bytes:
+            return f"it has {chain.bytes} bytes, and {seal.bytes} were sealed"
+        if seal.sha256 != chain.expected()["sha256"]:
+            return "its text is not what was sealed"
+        return "its seal is not as the recorder writes it"
 
     def _keep(self) -> None:
         if self._chain.n in self._wanted:
@@ -397,11 +402,6 @@ class _Reading:
             gap,
             self._heads,
         )
-
-
-def _number(value: object) -> bool:
-    """Whether it is one that a seal may have, and that may be printed."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 class _Source:

@@ -6,10 +6,12 @@ stay trusted until their grace is over. Signs nothing itself.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -201,8 +203,28 @@ class Keys:
 
     # ---- what everybody may read ---------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def publishing(self) -> Iterator[None]:
+        """One process at a time: or what was read of the ledger first could be what is written last.
+
+        The lock is on keys/, which nobody else can open, and so not hold either.
+        """
+        try:
+            descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise ConfigError(f"{self._directory}: {describe(error)}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
     def publish(self) -> None:
         """Bring the public files up to date: each is replaced whole, and only where it changed."""
+        with self.publishing():
+            self._publish()
+
+    def _publish(self) -> None:
         directory = self._config.public_dir
         hosts = self._config.authority.hosts
         files = {

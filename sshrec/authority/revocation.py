@@ -41,11 +41,12 @@ def is_krl(data: bytes) -> bool:
 
 def write_krl(ledger: Ledger, keys: Keys, path: Path, now: float) -> None:
     """Put the list under a name, whole: sshd reads the old one or the new one (sshd_config(5), RevokedKeys)."""
-    data = krl(ledger, keys, now)
-    try:
-        replace_file(path, data, 0o644)
-    except OSError as error:
-        raise SshrecError(
-            f"cannot write {path}: {describe(error)}",
-            hint="the ledger has it; sshrec-ca krl writes the list again",
-        ) from error
+    with keys.publishing():
+        data = krl(ledger, keys, now)
+        try:
+            replace_file(path, data, 0o644)
+        except OSError as error:
+            raise SshrecError(
+                f"cannot write {path}: {describe(error)}",
+                hint="the ledger has it; sshrec-ca krl writes the list again",
+            ) from error

@@ -1425,3 +1425,14 @@ def test_a_link_that_is_put_there_while_a_passphrase_is_typed(encrypted: Authori
     assert "is a symbolic link, and nothing is written through it" in said.err
     assert precious.read_text() == "do not touch\n"
     assert beside(key).is_symlink()
+
+
+def test_several_revocations_at_once_are_all_in_the_list(own: Authority, key: Path) -> None:
+    paths = copies(key, 8, "many")
+    own.ok("sign", *paths, *JOE)
+    serials = [read_certificate(beside(path).read_bytes(), "cert").serial for path in paths]
+    started = [start(own, "revoke", str(serial)) for serial in serials]
+    for process in started:
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, b"")
+    assert [revoked(own, beside(path)) for path in paths] == [True] * 8

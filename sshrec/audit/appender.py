@@ -41,6 +41,7 @@ class Appender:
     def __init__(self, directory: Path, *, clock: Callable[[], int] = wall_ms) -> None:
         self.directory = directory
         self.head = Head()
+        self.last = b""  # the newest line of our own
         self._clock = clock
         self._lock = -1
         self._fd = -1  # of the newest file, while it is known to be whole
@@ -99,7 +100,8 @@ class Appender:
         try:
             if not self._is_current():
                 self._open()
-            self._change_day()
+            if events:
+                self._change_day()
             return self._append(events)
         except OSError as error:
             self._forget()
@@ -148,7 +150,7 @@ class Appender:
         if not group:
             return
         self._put(b"".join(group))
-        self.head = head
+        self.head, self.last = head, group[-1]
         self._numbers.update(taken)
         while len(self._numbers) > REMEMBERED:
             self._numbers.popitem(last=False)

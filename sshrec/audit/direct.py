@@ -1,0 +1,80 @@
+"""A Journal without a writer: who has no sshrecd appends each event here and now, under the log's lock."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from sshrec.audit.appender import Appender
+from sshrec.audit.event import AuditError, Fields, packet
+
+LOCK_SECONDS = 5.0  # that others may keep the lock
+AGAIN_SECONDS = 1.0
+
+
+class Direct:
+    """A Journal: what is sent is durable, or pending with its reason, when `send` returns."""
+
+    def __init__(self, directory: Path) -> None:
+        self._appender = Appender(directory)
+        self._unsaid: dict[str, dict[str, Any]] = {}
+        self.refused: str | None = None
+        self.pending: dict[str, bytes] = {}
+        self.errors: dict[str, str] = {}
+
+    def send(self, event: str, fields: Fields, *, uid: str | None = None, code: str | None = None) -> str:
+        """Append an event. DataError where it is none; what the disk refuses stays pending."""
+        said = packet(event, fields, uid=uid, code=code)
+        uid = str(said["uid"])
+        self._unsaid[uid] = said
+        self.pending[uid] = b""
+        self.tick()
+        return uid
+
+    def head(self, session: str, n: int, digest: str) -> None:
+        """Nobody signs here."""
+
+    def fileno(self) -> int:
+        """Never anything to watch."""
+        return -1
+
+    def receive(self) -> None:
+        """Never anything to take."""
+
+    def tick(self) -> float:
+        """Try what is pending (again)."""
+        if not self._unsaid:
+            return math.inf
+        try:
+            self._append()
+        except AuditError as error:
+            self.errors.update(dict.fromkeys(self._unsaid, str(error)))
+            return AGAIN_SECONDS
+        for uid in self._unsaid:
+            self.errors.pop(uid, None)
+        self._unsaid.clear()
+        self.pending.clear()
+        return math.inf
+
+    def wait(self, seconds: float) -> bool:  # noqa: ARG002 - it has waited
+        """Whether all is durable."""
+        self.tick()
+        return not self.pending
+
+    def _append(self) -> None:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not self._appender.lock():
+            if time.monotonic() > deadline:
+                raise AuditError(f"another process writes the audit log {self._appender.directory}")
+            time.sleep(0.002)
+        try:
+            self._appender.append([{**said, "sender_uid": os.geteuid()} for said in self._unsaid.values()])
+        finally:
+            self._appender.unlock()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._appender.close()

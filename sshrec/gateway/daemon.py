@@ -25,8 +25,8 @@ import msgspec
 from sshrec.config import Config, with_inventory
 from sshrec.errors import ConfigError, Denied, SshrecError, Unreachable, describe
 from sshrec.gateway import control, handoff
+from sshrec.gateway.ending import complaint
 from sshrec.gateway.housekeeper import Housekeeper
-from sshrec.gateway.live import complaint
 from sshrec.gateway.rehearsal import rehearse
 from sshrec.gateway.worker import Worker, new_session
 from sshrec.storage.local import Store

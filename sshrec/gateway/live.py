@@ -22,6 +22,7 @@ from sshrec.config import Config
 from sshrec.errors import RecordingError, SshrecError, Unreachable, describe
 from sshrec.gateway import network, terminal
 from sshrec.gateway.agents import AgentRelay
+from sshrec.gateway.ending import FOREVER, Ending, complaint, stop_hop
 from sshrec.gateway.grant import Grant
 from sshrec.gateway.hop import Hop, under_pty, with_pipes
 from sshrec.gateway.relay import READ_BYTES, Loop, Pump
@@ -34,14 +35,10 @@ from sshrec.recording.seal import Outcome
 from sshrec.session import Winsize
 from sshrec.storage.local import RecordingFile, Store
 
-KILL_SECONDS = 1.0  # from asking the hop to end until it is killed
-DRAIN_SECONDS = 1.0  # for a person who is gone, or was made to go, to take the rest
 RESIZE_SECONDS = 0.05  # at most one resize in that time is recorded and passed on
 RAW_SECONDS = 0.002  # between looks whether ssh, about to begin, has set its terminal raw
 SILENT_SECONDS = 1.0  # of a shell without a terminal, until we say how to get one
 COMMAND_BYTES = 256 * 1024  # a read of a command's stream
-
-FOREVER = float("inf")
 
 NO_TERMINAL = "sshrec: this shell has no terminal; for one, connect with ssh -tA\n"
 
@@ -83,10 +80,8 @@ class Live:
         self._closing = contextlib.ExitStack()
         self._connection: socket.socket | None = None
         self._address: str | None = None
-        self._reason: str | None = None  # why the session must end, unless its hop just ends
-        self._detail: str | None = None
-        self._hint: str | None = None
-        self._kill_at = self._give_up_at = self._resize_at = FOREVER
+        self._ending = Ending()
+        self._resize_at = FOREVER
         self._resized_at = 0.0
         self._hint_at = FOREVER
         self._raw = False
@@ -226,12 +221,14 @@ class Live:
     def _close(self) -> tuple[int, str]:
         """End the hop if it still runs, seal the recording, let the person go."""
         self._stop_hop()
-        status, text = self._outcome()
+        ending = self._ending
+        login, known_hosts = self._request.target.login, self._config.known_hosts
+        status, text = ending.outcome(self._hop, self._around, self._name, login, known_hosts)
         outcome = Outcome(
-            self._reason or "exit",
+            ending.reason or "exit",
             status=status,
             signal="unknown" if self._around is not None and self._around.log.signalled else None,
-            detail=self._detail,
+            detail=ending.detail,
             address=self._address,
             host_key=self._around.host_key if self._around is not None else None,
         )
@@ -283,8 +280,8 @@ class Live:
         if now >= self._resize_at:
             self._resize_at = FOREVER
             self._resize(now)
-        if now >= self._kill_at and self._hop is not None:
-            self._kill_at = FOREVER
+        if now >= self._ending.kill_at and self._hop is not None:
+            self._ending.kill_at = FOREVER
             self._hop.send_signal(signal.SIGKILL)
         if now >= self._hint_at:
             self._hint_at = FOREVER
@@ -293,7 +290,9 @@ class Live:
         for stream, data in self._recorder.tick(self._us(), self._wall()):
             self._show(stream, data)
         due = self._recorder.due(self._us())
-        waits = [at - now for at in (self._kill_at, self._give_up_at, self._resize_at, self._hint_at)]
+        waits = [
+            at - now for at in (self._ending.kill_at, self._ending.give_up_at, self._resize_at, self._hint_at)
+        ]
         if due is not None:
             waits.append(due / 1e6)
         if not self._raw and self._established:
@@ -396,15 +395,15 @@ class Live:
 
     def _until(self, condition: Callable[[], bool]) -> None:
         """Before there is a hop: turn the loop, or be Left."""
-        self._turn(lambda: condition() or self._reason is not None)
-        if self._reason is not None:
+        self._turn(lambda: condition() or self._ending.reason is not None)
+        if self._ending.reason is not None:
             raise Left
 
     def _over(self) -> bool:
         if not self._hop_ended:
-            return self._give_up_at is not FOREVER and time.monotonic() >= self._give_up_at
+            return self._ending.give_up_at is not FOREVER and time.monotonic() >= self._ending.give_up_at
         outputs = (pump for name, pump in self._pumps.items() if name != "stdin")
-        return all(pump.ended or pump.lost for pump in outputs) or time.monotonic() >= self._give_up_at
+        return all(pump.ended or pump.lost for pump in outputs) or time.monotonic() >= self._ending.give_up_at
 
     def _ended(self, _events: int) -> None:
         """The hop has exited: what it wrote is still in the pipes."""
@@ -413,7 +412,7 @@ class Live:
         self._hop.reap()
         self._hop.block_output()  # where there never was a session: our end would keep the pipe open
         self._hop_ended = True
-        self._kill_at = FOREVER
+        self._ending.kill_at = FOREVER
         for name, pump in self._pumps.items():
             if name == "stdin":
                 pump.stop()
@@ -422,29 +421,20 @@ class Live:
 
     def _end(self, reason: str, detail: str | None = None) -> None:
         """Have the session end, for that reason unless there was one before."""
-        if self._reason is None:
-            self._reason, self._detail = reason, detail
-            now = time.monotonic()
-            self._kill_at = now + KILL_SECONDS
-            self._give_up_at = now + KILL_SECONDS + DRAIN_SECONDS
-            if self._hop is not None:
-                self._hop.send_signal(signal.SIGTERM)
+        if self._ending.ask(reason, detail) and self._hop is not None:
+            self._hop.send_signal(signal.SIGTERM)
         self._loop.within(0)
 
     def _fail(self, error: SshrecError, reason: str) -> None:
         """Nothing may go on (the recording cannot be written, …): nothing more is shown, and the hop dies now."""
-        self._reason, self._detail, self._hint = reason, str(error), error.hint
+        self._ending.fail(error, reason)
         self._stop_hop()
 
     def _stop_hop(self) -> None:
         if self._hop is not None:
             if self._hop.status is None:
                 self._loop.unwatch(self._hop.pidfd)
-                self._hop.send_signal(signal.SIGKILL)
-                self._hop.reap()
-            for name, pump in self._pumps.items():
-                pump.stop() if name == "stdin" else pump.cut()
-            self._hop.close()
+            stop_hop(self._hop, self._pumps)
         if self._around is not None:
             self._around.read_rest()
         if self._connection is not None:
@@ -453,34 +443,12 @@ class Live:
 
     def _flush(self) -> None:
         """Let the person have what was recorded and is not written yet; not for ever if they are gone."""
-        if self._reason is not None:
-            self._give_up_at = min(self._give_up_at, time.monotonic() + DRAIN_SECONDS)
+        self._ending.hurry()
 
         def flushed() -> bool:
             return all(pump.lost or not pump.pending for name, pump in self._pumps.items() if name != "stdin")
 
-        self._turn(lambda: flushed() or time.monotonic() >= self._give_up_at)
-
-    def _outcome(self) -> tuple[int, str]:
-        """The exit status, and what to tell the person: as ssh does, 255 where the hop has none of its own."""
-        name = self._name
-        if self._reason == "client-disconnect":
-            return 255, ""
-        if self._reason == "killed":
-            return 255, complaint(SshrecError(f"this session was {self._detail}"))
-        if self._reason is not None:
-            return 255, complaint(SshrecError(self._detail or self._reason, hint=self._hint))
-        assert self._hop is not None and self._hop.status is not None
-        status = self._hop.status
-        if status < 0:
-            return 255, complaint(SshrecError(f"ssh to {name} was killed by signal {-status}"))
-        if status != 255:
-            return status, ""
-        assert self._around is not None
-        error = self._around.log.failure(name, self._request.target.login, self._config.known_hosts)
-        if error is not None:
-            self._detail = str(error)
-        return 255, complaint(error) if error is not None else ""
+        self._turn(lambda: flushed() or time.monotonic() >= self._ending.give_up_at)
 
     # ---- clocks ----------------------------------------------------------------------------------------
 
@@ -490,11 +458,6 @@ class Live:
     @staticmethod
     def _wall() -> int:
         return time.time_ns() // 1_000_000
-
-
-def complaint(error: SshrecError) -> str:
-    """An error as a person reads it, on their standard error."""
-    return f"sshrec: error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")
 
 
 def _nothing() -> None:

@@ -23,8 +23,9 @@ from sshrec.config import Config, load
 from sshrec.errors import Denied, NotFound, SshrecError, UsageError, describe
 from sshrec.gateway import control, handoff, network, request, terminal
 from sshrec.gateway.control import Control
+from sshrec.gateway.ending import complaint
 from sshrec.gateway.grant import Grant
-from sshrec.gateway.live import Live, complaint
+from sshrec.gateway.live import Live
 from sshrec.gateway.relay import Loop
 from sshrec.gateway.visit import Visit
 from sshrec.recording.recovery import Found

@@ -374,6 +374,19 @@ def test_a_host_certificate_of_sshrec_ca(lab: Lab, web1: Path) -> None:
         assert lab.ssh("-o", f"HostKeyAlias={name}", "root@web1", "true").returncode == code
 
 
+def test_a_revoked_host_certificate(lab: Lab, web1: Path) -> None:
+    """The gateway heeds it at once; whoever connects by other ways needs RevokedHostKeys."""
+    lab.sshrec_ca("sign-host", f"{web1}.pub", "--hostname", "web1", "--ttl", "1h")
+    assert lab.ssh("-A", "bastion", "root@web1 echo in", check=True).stdout == b"in\n"
+    lab.sshrec_ca("revoke", f"{web1}-cert.pub", "--reason", "a test")
+    assert "sshrec: error: the host key of web1 is revoked: " in through(lab)
+    krl = lab.authority_dir / "public" / "krl"
+    assert lab.ssh("root@web1", "true").returncode == 0
+    assert b"revoked" in lab.ssh("-o", f"RevokedHostKeys={krl}", "root@web1", "true").stderr
+    lab.sshrec_ca("sign-host", f"{web1}.pub", "--hostname", "web1", "--ttl", "1h")
+    assert lab.ssh("-A", "bastion", "root@web1 echo in", check=True).stdout == b"in\n"
+
+
 # ---- what is exported ---------------------------------------------------------------------------------------
 
 
@@ -518,7 +531,8 @@ def test_the_host_ca_rotates_under_live_clients(rotating: Lab) -> None:
             assert (direct.stdout, gateway.stdout) == ((b"in\n", b"in\n") if target in targets else (b"", b""))
             if target not in targets:
                 assert f"No ED25519 host key is known for {target} " in direct.stderr.decode()
-                assert f"the host key of {target} is not known" in gateway.stderr.decode()
+                assert f"the host key of {target} is revoked" in gateway.stderr.decode()
+                assert f"sshrec-ca enroll-node root@{target}" in gateway.stderr.decode()
 
     (old,) = published(lab.known_hosts)
     rotate(lab, "host")

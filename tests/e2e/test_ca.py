@@ -133,7 +133,11 @@ def files(directory: Path) -> dict[str, tuple[int, bytes | str]]:
     for path in sorted(directory.rglob("*")):
         if not path.name.startswith("sshrec.db"):
             mode = path.lstat().st_mode
-            content = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+            content: bytes | str = b""
+            with contextlib.suppress(PermissionError):
+                content = (
+                    str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+                )
             found[str(path)] = mode, content
     return found
 
@@ -1352,6 +1356,7 @@ def test_a_database_that_is_none(
 def start(authority: Authority, *words: str | Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [SSHREC_CA, *authority.words(words)],
+        env={**os.environ, "TMPDIR": str(authority.directory)},  # what is killed leaves its files there
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

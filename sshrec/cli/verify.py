@@ -162,7 +162,7 @@ def _verified(tasks: Sequence[Task], jobs: int, progress: Progress) -> Iterator[
         "fork"
     )  # while there are no threads; it is quick, and shares what is imported
     counter = context.Value("Q", 0)
-    pool = ProcessPoolExecutor(jobs, context, _begin, (counter,))
+    pool = ProcessPoolExecutor(jobs, context, _begin, (counter, os.getpid()))
     try:
         futures = [pool.submit(_work, task) for task in tasks]
         for future in futures:
@@ -182,11 +182,13 @@ def _verified(tasks: Sequence[Task], jobs: int, progress: Progress) -> Iterator[
 _read: Synchronized[int]  # bytes, by all processes; set in each of them
 
 
-def _begin(counter: Synchronized[int]) -> None:
+def _begin(counter: Synchronized[int], parent: int) -> None:
     global _read  # noqa: PLW0603 - a process's initializer has no other way to hand something to its work
     _read = counter
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # else it waits for work for ever
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _count(number: int) -> None:

@@ -21,6 +21,10 @@ test:  # everything, as CI does
 e2e:  # the tests that run real programs
 	bin/test tests/e2e
 
+fuzz: dev  # hostile recordings, with hypothesis, and with atheris where it is installed
+	$(BIN)/pytest -q tests/fuzz/fuzz_recordings.py
+	$(BIN)/python -m tests.fuzz.fuzz_atheris -max_total_time=300
+
 bench: dev  # measure against the peers; it never fails for being slow
 	$(BIN)/python -m benchmarks
 
@@ -30,4 +34,4 @@ man: dev  # sshrec.yaml(5) and contrib/sshrec.yaml.sample from sshrec/config.py
 check-help: dev  # whether README.md quotes what --help says
 	$(BIN)/python man/check_help.py
 
-.PHONY: help dev lint test e2e bench man check-help
+.PHONY: help dev lint test e2e fuzz bench man check-help

@@ -287,6 +287,16 @@ class Config:
         return self.run_dir.with_name(f"{self.run_dir.name}-auth") / "auth.sock"
 
     @property
+    def audit_dir(self) -> Path:
+        """Where the audit log is."""
+        return self.data_dir / "audit"
+
+    @property
+    def audit_socket(self) -> Path:
+        """Where the audit log's writer takes events."""
+        return self.run_dir / "audit.sock"
+
+    @property
     def database_url(self) -> str:
         """Where the authority keeps its ledger."""
         return self.database or f"sqlite:///{self.authority_dir}/sshrec.db"

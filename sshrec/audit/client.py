@@ -12,6 +12,7 @@ import math
 import select
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,8 +42,8 @@ class Journal(Protocol):
     def head(self, session: str, n: int, digest: str) -> None:
         """Tell the newest durable seal of a live recording."""
 
-    def fileno(self) -> int:
-        """What to watch for `receive`; -1 while there is nothing."""
+    def watch(self, opened: Callable[[int], None], closed: Callable[[int], None]) -> None:
+        """Have `opened` called with each descriptor to call `receive` for, and `closed` before it is shut."""
 
     def receive(self) -> None:
         """Take what the writer said."""
@@ -68,6 +69,8 @@ class Sender:
         self._again: dict[str, float] = {}  # uid → when
         self._head: bytes | None = None
         self._head_sent = True
+        self._opened: Callable[[int], None] = _ignore
+        self._closed: Callable[[int], None] = _ignore
         self.refused: str | None = None
         self.pending: dict[str, bytes] = {}
         self.errors: dict[str, str] = {}
@@ -85,6 +88,12 @@ class Sender:
         """Tell the newest durable seal of a live recording; a new writer is told again."""
         self._head, self._head_sent = _encode({"head": [session, n, digest]}), False
         self._flush()
+
+    def watch(self, opened: Callable[[int], None], closed: Callable[[int], None]) -> None:
+        """Have these called with each connection's descriptor; with that which there is, now."""
+        self._opened, self._closed = opened, closed
+        if self._sock is not None:
+            opened(self._sock.fileno())
 
     def fileno(self) -> int:
         """The connection; -1 while there is none."""
@@ -151,6 +160,7 @@ class Sender:
     def close(self) -> None:
         """Hang up. What is pending stays undecided."""
         if self._sock is not None:
+            self._closed(self._sock.fileno())
             self._sock.close()
             self._sock = None
 
@@ -166,6 +176,7 @@ class Sender:
                 sock.close()
             else:
                 self._sock = sock
+                self._opened(sock.fileno())
                 self._head_sent = self._head is None
         return self._sock is not None
 
@@ -194,6 +205,12 @@ class Sender:
         self._head_sent = self._head is None
 
 
+def post(path: Path, event: str, fields: Fields) -> None:
+    """Send one event and wait for nothing: who cannot wait tells what may be lost."""
+    with contextlib.closing(Sender(path)) as sender:
+        sender.send(event, fields)
+
+
 def tell(journal: Journal, event: str, fields: Fields, *, uid: str | None = None, seconds: float = 5.0) -> None:
     """Have one event logged, and wait until it is durable; AuditError where that cannot be."""
     try:
@@ -205,3 +222,7 @@ def tell(journal: Journal, event: str, fields: Fields, *, uid: str | None = None
         raise AuditError(f"{event} is not in the audit log: {reason}")
     if uid in journal.errors:
         raise AuditError(f"{event} is not in the audit log: {journal.errors[uid]}")
+
+
+def _ignore(_fd: int) -> None:
+    pass

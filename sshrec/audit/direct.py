@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,8 @@ class Direct:
     def head(self, session: str, n: int, digest: str) -> None:
         """Nobody signs here."""
 
-    def fileno(self) -> int:
+    def watch(self, opened: Callable[[int], None], closed: Callable[[int], None]) -> None:
         """Never anything to watch."""
-        return -1
 
     def receive(self) -> None:
         """Never anything to take."""

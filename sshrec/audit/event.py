@@ -142,7 +142,7 @@ def _check_value(event: str, name: str, value: Any) -> None:
 def _is_scalar(value: Any) -> bool:
     if isinstance(value, str):
         return not any("\ud800" <= character <= "\udfff" for character in value) if not value.isascii() else True
-    return value is None or isinstance(value, bool) or (type(value) is int and -(2**63) <= value < 2**63)
+    return value is None or isinstance(value, bool) or (type(value) is int and -(2**63) <= value < 2**64)
 
 
 def _fit(said: dict[str, Any]) -> dict[str, Any]:

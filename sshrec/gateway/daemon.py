@@ -22,11 +22,13 @@ from typing import Any
 
 import msgspec
 
+from sshrec.audit.client import post
 from sshrec.config import Config, with_inventory
 from sshrec.errors import ConfigError, Denied, SshrecError, Unreachable, describe
 from sshrec.gateway import control, handoff
 from sshrec.gateway.ending import complaint
 from sshrec.gateway.housekeeper import Housekeeper
+from sshrec.gateway.logwriter import LogWriter
 from sshrec.gateway.rehearsal import rehearse
 from sshrec.gateway.worker import Worker, new_session
 from sshrec.storage.local import Store
@@ -69,6 +71,7 @@ class Daemon:
         self._workers: dict[int, Supervised] = {}  # by pidfd
         self._channels: dict[int, int] = {}  # channel to pidfd
         self._housekeeper = Housekeeper(config, self._let_go)
+        self._log_writer = LogWriter(config, self._let_go)
         self._rescanned = 0.0
         self._inventory = _stamp(config.inventory)
         self._stop = False
@@ -89,6 +92,7 @@ class Daemon:
         self._wake = (wake, waker)
         self._poll.register(wake, select.POLLIN)
         self._poll.register(self._listener, select.POLLIN)
+        self._write_log()
         self._rescan(everything=True)
         keep_heap()
         try:
@@ -110,6 +114,8 @@ class Daemon:
                     self._hear(self._workers[self._channels[fd]])
                 elif fd == self._housekeeper.pidfd:
                     self._housekept(fd)
+                elif fd == self._log_writer.pidfd:
+                    self._log_unwritten(fd)
                 elif fd == wake.fileno():
                     wake.recv(512)
             now = time.monotonic()
@@ -124,7 +130,8 @@ class Daemon:
     # ---- starting --------------------------------------------------------------------------------------
 
     def _directories(self) -> None:
-        for path, mode in ((self._config.run_dir, 0o755), (self._config.recordings_dir, 0o750)):
+        config = self._config
+        for path, mode in ((config.run_dir, 0o755), (config.recordings_dir, 0o750), (config.audit_dir, 0o750)):
             try:
                 path.mkdir(mode=mode, parents=True, exist_ok=True)
             except OSError as error:
@@ -214,6 +221,7 @@ class Daemon:
                 shown = error if isinstance(error, SshrecError) else SshrecError(f"no worker: {describe(error)}")
                 log.warning("refused uid %d (process %d): %s", uid, pid, shown)
                 handoff.finish(gateway, 255, complaint(shown))
+                post(self._config.audit_socket, "session.rejected", {"account_uid": uid, "reason": str(shown)})
 
     def _fork(self, gateway: socket.socket, uid: int) -> None:
         limits = self._config.limits
@@ -272,8 +280,9 @@ class Daemon:
         for worker in self._workers.values():
             worker.channel.close()
             os.close(worker.pidfd)
-        if self._housekeeper.pidfd is not None:
-            os.close(self._housekeeper.pidfd)
+        for pidfd in (self._housekeeper.pidfd, self._log_writer.pidfd):
+            if pidfd is not None:
+                os.close(pidfd)
 
     # ---- while they live --------------------------------------------------------------------------------
 
@@ -309,6 +318,7 @@ class Daemon:
 
         `slept`: so were we ourselves (a suspended or frozen machine), and nobody could have beaten.
         """
+        self._write_log()
         if now - self._rescanned >= RESCAN_SECONDS:
             self._rescan()
         for worker in self._workers.values():
@@ -351,6 +361,16 @@ class Daemon:
         if self._housekeeper.ended():
             self._poll.unregister(pidfd)
             self._housekeep()
+
+    def _write_log(self) -> None:
+        """See to it that somebody writes the audit log."""
+        if self._log_writer.check():
+            self._poll.register(self._log_writer.pidfd or 0, select.POLLIN)
+
+    def _log_unwritten(self, pidfd: int) -> None:
+        if self._log_writer.ended():
+            self._poll.unregister(pidfd)
+            self._write_log()
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stop = True

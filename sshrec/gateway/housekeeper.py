@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 
+from sshrec.audit.client import Sender
 from sshrec.config import Config
 from sshrec.gateway.worker import look_after
 from sshrec.recording.recovery import Found
@@ -62,15 +63,16 @@ class Housekeeper:
                 signal.signal(number, signal.SIG_DFL)
             os.nice(19)
             self._in_child()
+            journal = Sender(self._config.audit_socket)
             for session in sessions:
-                self._look_after(session)
+                self._look_after(session, journal)
             status = 0
         finally:
             os._exit(status)
 
-    def _look_after(self, session: str) -> None:
+    def _look_after(self, session: str, journal: Sender) -> None:
         try:
-            found = look_after(self._config, session)
+            found = look_after(self._config, session, journal)
         except Exception:
             log.exception("%s: cannot be looked after", session)
         else:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sshrec import __version__
+from sshrec.audit.client import Journal
+from sshrec.audit.event import AuditError
 from sshrec.config import Config
 from sshrec.errors import RecordingError, SshrecError, Unreachable, describe
 from sshrec.gateway import network, terminal
@@ -27,6 +29,7 @@ from sshrec.gateway.grant import Grant
 from sshrec.gateway.hop import Hop, under_pty, with_pipes
 from sshrec.gateway.relay import READ_BYTES, Loop, Pump
 from sshrec.gateway.surroundings import Surroundings
+from sshrec.gateway.trail import Trail
 from sshrec.gateway.visit import Visit
 from sshrec.openssh import client
 from sshrec.recording import asciicast
@@ -52,7 +55,8 @@ class Left(Exception):
 class Live:
     """One session, from its recording's first line to its last.
 
-    `until` turns the worker's loop; `changed` tells the watchers what is new; `gateway` dials the agent.
+    `until` turns the worker's loop; `changed` tells the watchers what is new; `gateway` dials the agent;
+    `journal` takes what the audit log must have.
     """
 
     def __init__(
@@ -66,10 +70,11 @@ class Live:
         gateway: socket.socket,
         visit: Visit,
         grant: Grant,
+        journal: Journal,
     ) -> None:
         self._config, self._session, self._loop = config, session, loop
         self._turn, self._changed, self._gateway = until, changed, gateway
-        self._visit, self._grant = visit, grant
+        self._visit, self._grant, self._journal = visit, grant, journal
         self._request, self._name = grant.request, grant.place.name
         self._run = client.Run(Path(config.run_dir, session))
         self._size = terminal.winsize(visit.stdin) if grant.request.terminal else Winsize(*asciicast.FALLBACK)
@@ -86,6 +91,7 @@ class Live:
         self._hint_at = FOREVER
         self._raw = False
         self._sealed = False
+        self._outcome: Outcome | None = None  # once the recording has it
 
     # ---- open, connect, relay, close ------------------------------------------------------------------
 
@@ -103,6 +109,8 @@ class Live:
                 self._turn(self._over)
             except RecordingError as error:
                 self._fail(error, "recording-failed")
+            except AuditError as error:
+                self._fail(error, "audit-failed")
             except OSError as error:
                 self._fail(SshrecError(f"{error.filename or 'sshrec'}: {describe(error)}"), "failed")
             except Unreachable as error:
@@ -145,6 +153,7 @@ class Live:
                 self._file.finish()
             self._file.path.unlink(missing_ok=True)
             raise
+        self._trail = Trail(self._journal, self._loop, facts)
         self._loop.watch(self._file.notify, self._synced)
         self._closing.callback(self._loop.unwatch, self._file.notify)
         shown = {key: facts[key] for key in ("target", "kind", "terminal", "start")}
@@ -161,6 +170,7 @@ class Live:
     def _connect(self) -> None:
         """Dial, and start ssh on the connection with the pumps around it."""
         self._until(lambda: self._file.on_disk > 0 or self._file.failure is not None)
+        self._trail.started(self._size, self._visit.local)  # the log and the target are asked at the same time
         connection, self._address = network.dial(
             self._grant.decision.addresses,
             self._grant.place.port,
@@ -170,6 +180,7 @@ class Live:
         )
         self._connection = connection
         self._closing.callback(connection.close)
+        self._until(self._trail.is_begun)
         self._around = Surroundings(
             self._config,
             self._run,
@@ -242,6 +253,8 @@ class Live:
         except RecordingError as error:
             text = text or complaint(error)
             status = 255
+        else:
+            self._outcome = outcome
         self._sealed = True
         for pump in self._pumps.values():
             pump.resume()
@@ -252,11 +265,18 @@ class Live:
         return status, text
 
     def finish(self) -> None:
-        """After the person has gone: make the recording durable and let go of it."""
+        """After the person has gone: make the recording durable and let go of it, then log its end.
+
+        Of a recording that is not whole, recovery tells the end, once it has sealed it.
+        """
         try:
             self._file.finish()
+            if self._outcome is not None:
+                ran = self._hop is not None
+                self._trail.ended(self._file.path, self._outcome, self._recorder.counts, ran=ran)
         except RecordingError:
             log.exception("%s: the end of the recording is not durable", self._session)
+        self._trail.close()
 
     @property
     def agents(self) -> AgentRelay | None:
@@ -274,6 +294,7 @@ class Live:
         """What time asks for; returns seconds until the next turn."""
         if self._sealed:
             return FOREVER
+        told = self._trail.tick()
         now = time.monotonic()
         if not self._raw and self._established:
             self._go_raw(now)
@@ -293,6 +314,7 @@ class Live:
         waits = [
             at - now for at in (self._ending.kill_at, self._ending.give_up_at, self._resize_at, self._hint_at)
         ]
+        waits.append(told)
         if due is not None:
             waits.append(due / 1e6)
         if not self._raw and self._established:
@@ -346,6 +368,7 @@ class Live:
         os.eventfd_read(self._file.notify)
         if self._file.failure is not None:
             raise RecordingError(f"cannot sync {self._file.path.name}: {describe(self._file.failure)}")
+        self._trail.synced(self._recorder.head, self._file.written, self._file.on_disk)
         for pump in self._pumps.values():
             pump.resume()
 
@@ -371,6 +394,7 @@ class Live:
             if size != self._size:
                 self._size = size
                 self._recorder.resize(self._us(), size.columns, size.rows)
+                self._trail.resized(size)
 
     def _log_came(self) -> None:
         if not self._raw and self._established:

@@ -38,6 +38,7 @@ class Visit:
         self._auth = facts.get("auth", b"")
         words = facts.get("connection", b"").decode("ascii", "replace").split()
         self.client = printable(" ".join(words[:2]), 80)  # address and port
+        self.local = printable(" ".join(words[2:4]), 80)  # of the bastion, as the client dialled it
         self.server: frozenset[Address] = frozenset()  # the bastion's address, as the client dialled it
         if len(words) == 4:
             with contextlib.suppress(ValueError):

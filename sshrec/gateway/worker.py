@@ -16,9 +16,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sshrec.access.policy import Deny, authorise, locate
+from sshrec.audit.client import Journal, Sender
+from sshrec.audit.direct import Direct
 from sshrec.config import Config, load
 from sshrec.errors import Denied, NotFound, SshrecError, UsageError, describe
 from sshrec.gateway import control, handoff, network, request, terminal
@@ -27,6 +29,7 @@ from sshrec.gateway.ending import complaint
 from sshrec.gateway.grant import Grant
 from sshrec.gateway.live import Live
 from sshrec.gateway.relay import Loop
+from sshrec.gateway.trail import tell_end, tell_refusal
 from sshrec.gateway.visit import Visit
 from sshrec.recording.recovery import Found
 from sshrec.session import Request, Target, User, session_id
@@ -35,6 +38,8 @@ from sshrec.storage.local import Store
 BEAT_SECONDS = 1.0
 TRIES = 5  # at typing a target
 USAGE = "ssh -A bastion [login@]host[:port] [command…]"
+
+T = TypeVar("T")
 
 log = logging.getLogger("sshrec.worker")
 
@@ -53,6 +58,7 @@ class Worker:
         self._gateway = gateway
         self._watcher = watcher
         self._loop = Loop()
+        self._journal = journal(config, embedded=watcher is None)
         self.session = session
         self._directory = Path(config.run_dir, self.session)
         self._facts: dict[str, Any] = {"session": self.session, "pid": os.getpid(), "state": "starting"}
@@ -60,6 +66,8 @@ class Worker:
         self._live: Live | None = None
         self._gone = False
         self._killed_by: str | None = None
+        self._refusal: SshrecError | None = None
+        self._rule: str | None = None  # that refused it
         self._beat_at = 0.0
 
     def run(self) -> None:
@@ -77,12 +85,15 @@ class Worker:
         except SshrecError as error:
             self._changed(state="refused", error=str(error))
             text = complaint(error)
+            self._refusal = error
         except Exception:
             log.exception("%s: failed", self.session)
             text = complaint(SshrecError(f"sshrec itself failed; its log has the reason under {self.session}"))
         handoff.finish(self._gateway, status, text)
         if self._live is not None:
             self._live.finish()
+        elif self._refusal is not None:
+            tell_refusal(self._journal, self._facts, self._refusal, self._rule)
         if self._control is not None:
             self._control.close()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -97,17 +108,14 @@ class Worker:
         user, credential = visit.identify()
         self._changed(user=user.name, uid=user.uid, client=visit.client)
         wanted = self._request(visit, user)
+        self._facts |= {"login": wanted.target.login, "target": str(wanted.target)}
         if not visit.agent:
             raise Denied("no agent came with you, and the target wants your key", hint=f"connect with -A: {USAGE}")
-        place = locate(self._config, wanted.target)
-        if isinstance(place, Deny):
-            raise Denied(place.reason)
+        place = self._allowed(locate(self._config, wanted.target))
         seconds = self._config.hop.connect_timeout
         addresses = network.resolve(place.lookup, place.port, seconds, self._loop, self._until)
         own = visit.server | {address for address in addresses if network.is_own(address)}
-        decision = authorise(self._config, user, wanted, place, addresses, own)
-        if isinstance(decision, Deny):
-            raise Denied(decision.reason)
+        decision = self._allowed(authorise(self._config, user, wanted, place, addresses, own))
         live = Live(
             config=self._config,
             session=self.session,
@@ -117,8 +125,16 @@ class Worker:
             gateway=self._gateway,
             visit=visit,
             grant=Grant(user, credential, wanted, place, decision),
+            journal=self._journal,
         )
         return live.conduct(self._set_live)
+
+    def _allowed(self, answer: T | Deny) -> T:
+        """What policy answers, unless it is no."""
+        if isinstance(answer, Deny):
+            self._rule = answer.rule
+            raise Denied(answer.reason)
+        return answer
 
     def _serve(self) -> None:
         """The run directory and the control socket: from here on a new sshrecd finds this worker."""
@@ -250,12 +266,23 @@ def new_session() -> str:
     return session_id(time.time_ns() // 1_000_000, os.urandom(10))
 
 
-def look_after(config: Config, session: str) -> Found:
-    """Seal and pack what an ended session left, and remove its run directory; says what its recording was."""
+def journal(config: Config, *, embedded: bool) -> Journal:
+    """Where events go: to sshrecd's writer of the log, or where there is no sshrecd, into the log itself."""
+    return Direct(config.audit_dir) if embedded else Sender(config.audit_socket)
+
+
+def look_after(config: Config, session: str, journal: Journal) -> Found:
+    """Seal, log and pack what an ended session left, and remove its run directory; says what its recording was.
+
+    AuditError where the end of the session cannot be logged; then the rest waits.
+    """
     if control.answers(config.run_dir, session):
         return Found.ALIVE  # with no recording yet, it may be: somebody is choosing a target
     store = Store(config.recordings_dir)
     found = store.recover(session, time.time_ns() // 1_000_000, "its worker died")
+    if found in (Found.SEALED, Found.FINISHED):
+        with contextlib.suppress(FileNotFoundError):  # somebody else has packed it
+            tell_end(journal, store.path(session))
     if found is not Found.ALIVE:
         shutil.rmtree(Path(config.run_dir, session), ignore_errors=True)
     if found in (Found.SEALED, Found.FINISHED):
@@ -277,9 +304,10 @@ def main() -> None:
     session = new_session()
     Worker(config, session, gateway).run()
     os.nice(19)
+    log_itself = journal(config, embedded=True)
     for left in {session, *control.live(config.run_dir)}:  # ours, and those whose workers died: nobody else does
         with contextlib.suppress(SshrecError):  # damaged; the others are looked after all the same
-            look_after(config, left)
+            look_after(config, left, log_itself)
 
 
 if __name__ == "__main__":

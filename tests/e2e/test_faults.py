@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from sshrec.recording import events
 from sshrec.recording.seal import is_seal
 from tests.e2e.recorded import last
 from tests.lab import PROMPT, Lab
+from tests.lab.processes import children
 
 Child = Any  # pexpect.spawn[bytes]
 
@@ -66,9 +68,14 @@ def ended(child: Child) -> str:
 
 @contextlib.contextmanager
 def limited(lab: Lab, size: int) -> Iterator[None]:
-    """sshrecd whose files may have `size` bytes: the next is refused, as by a full disk."""
+    """sshrecd whose recordings may have `size` bytes: the next is refused, as by a full disk.
+
+    The audit log has another disk.
+    """
     lab.stop_sshrecd()
-    lab.start_sshrecd(prefix=["prlimit", f"--fsize={size}:{size}"])
+    lab.start_sshrecd(prefix=["prlimit", f"--fsize={size}:"])
+    (writer,) = lab.wait(lambda: children(lab.sshrecd_pid, "sshrec-audit"), "the audit log's writer")
+    resource.prlimit(writer, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     yield
     lab.stop_sshrecd()
     lab.start_sshrecd()

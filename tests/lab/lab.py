@@ -572,7 +572,9 @@ class Lab:
         """The processes that stay for as long as the lab does."""
         roots = {laptop.agent.pid for laptop in self.laptops.values()}
         roots |= {server.pid for server in self.sshds.values()}
-        return roots | ({self._sshrecd.pid} if self._sshrecd else set())
+        if self._sshrecd:
+            roots |= {self._sshrecd.pid, *processes.children(self._sshrecd.pid, "sshrec-audit")}
+        return roots
 
     def processes(self) -> list[processes.Process]:
         """Every process of a session: all that belong to the lab but its servers and agents."""

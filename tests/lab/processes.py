@@ -40,6 +40,18 @@ def every() -> Iterator[Process]:
         yield Process(int(directory.name), int(parent), uid, state in "ZX", words or name.partition("(")[2])
 
 
+def children(parent: int, name: str) -> list[int]:
+    """The children of a process that have this name, as ps(1) shows it."""
+    found = []
+    for process in every():
+        try:
+            if process.parent == parent and Path(f"/proc/{process.pid}/comm").read_text() == f"{name}\n":
+                found.append(process.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended meanwhile
+    return found
+
+
 def belonging(lab: Path, roots: Collection[int], uids: Collection[int]) -> list[Process]:
     """Processes that come from `roots`, run as one of `uids`, or name the lab's directory; without the roots."""
     found = {process.pid: process for process in every()}

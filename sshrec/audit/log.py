@@ -38,7 +38,7 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 #   number    its number does not follow the one before: lines are missing, or doubled
 #   chain     it does not continue the line before: that one, or this, was changed
 #   signature a signature without its checkpoint right before it
-#   torn      the last line has no end: its writer is at it, or died
+#   torn      the last line of a file is none: its writer is at it, or died, or has no room for more
 Kind = Literal["file", "begins", "line", "canonical", "number", "chain", "signature", "torn"]
 
 
@@ -183,9 +183,10 @@ class Reader:
                 while piece and not piece.endswith(b"\n"):  # longer than a line can be: only passed over
                     piece = file.readline(LINE_MAX + 1)
                     end += len(piece)
-                if not piece:
-                    yield Problem(path, offset, self.head.n, "torn", f"{end - offset} bytes without an end")
+                if not file.read(1):
+                    yield Problem(path, offset, self.head.n, "torn", f"the last {end - offset} bytes are no line")
                     return
+                file.seek(end)
                 yield Problem(path, offset, self.head.n, "line", fault)
                 self.head = self.head.after(raw)
                 self._checkpoint = False

@@ -12,11 +12,13 @@ from typing import Self
 
 import click
 
+from sshrec.audit.client import Sender, tell
 from sshrec.cli.main import Settings, colour
 from sshrec.errors import SshrecError, UsageError
 from sshrec.playback import player
 from sshrec.playback.filter import Filter
 from sshrec.playback.timeline import limit_idle
+from sshrec.privileges import caller
 from sshrec.recording import reader
 from sshrec.recording.reader import Recording
 from sshrec.recording.verification import Problem, verify_path
@@ -24,6 +26,7 @@ from sshrec.session import SESSION_ID
 from sshrec.storage.local import Store
 
 IDLE = 2.0  # seconds; what nobody wants to sit through
+TOLD = 0.5  # seconds that the audit log may take to have it
 PROOF = 0.3  # seconds that the start waits for verification: enough for 100 MB of text
 
 
@@ -62,6 +65,7 @@ def command(settings: Settings, recording: str, speed: float | None, idle_time_l
     """
     path = _path(settings, recording)
     with _opened(path) as source, Proof(path if path and _ours(path, source) else None) as proof:
+        _tell(settings, source)
         if sys.stdout.isatty():
             whole = _watch(source, speed or 1.0, idle_time_limit, resize=resize)
         else:
@@ -94,6 +98,18 @@ def _opened(path: Path | None) -> Recording:
 def _ours(path: Path, source: Recording) -> bool:
     """Whether it should have a chain of seals: it says so, or its name does."""
     return bool(source.header.facts) or SESSION_ID.fullmatch(path.name.partition(".")[0]) is not None
+
+
+def _tell(settings: Settings, source: Recording) -> None:
+    """Have the bastion's audit log say who looks at this, where we are on it and may write to that."""
+    session = source.header.facts.get("session")
+    if not isinstance(session, str) or not SESSION_ID.fullmatch(session):
+        return
+    fields = {"sid": session, "user": caller(), "account_uid": os.getuid(), "session_type": "ssh"}
+    with contextlib.suppress(SshrecError):
+        path = settings.config.audit_socket
+        if path.exists():
+            tell(Sender(path), "session.recording.access", fields, seconds=TOLD)
 
 
 class Proof:

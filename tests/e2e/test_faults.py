@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -75,7 +74,7 @@ def limited(lab: Lab, size: int) -> Iterator[None]:
     lab.stop_sshrecd()
     lab.start_sshrecd(prefix=["prlimit", f"--fsize={size}:"])
     (writer,) = lab.wait(lambda: children(lab.sshrecd_pid, "sshrec-audit"), "the audit log's writer")
-    resource.prlimit(writer, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    lab.limit_files(writer, None)
     yield
     lab.stop_sshrecd()
     lab.start_sshrecd()

@@ -494,6 +494,13 @@ class Lab:
         sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
         return any(part[3] == _LISTENING and part[7:] == [str(self.socket)] for part in sockets)
 
+    def limit_files(self, pid: int, size: int | None) -> None:
+        """Let a process of sshrecd's write files of `size` bytes at most; None: of any size."""
+        account = self.account("sshrec")
+        own: dict[str, Any] = {"user": account.uid, "group": account.gid} if self.several_uids else {}
+        limit = "unlimited" if size is None else size
+        subprocess.run(["prlimit", f"--pid={pid}", f"--fsize={limit}:"], check=True, timeout=20, **own)
+
     def stop_sshrecd(self, signal_number: int = signal.SIGTERM) -> int | None:
         """End the daemon; its exit code, or None if it was not running. Live sessions are its own affair."""
         if self._sshrecd is None:

@@ -468,6 +468,10 @@ def _check(config: Config, name: str) -> None:
     for kind, held in (("user", authority.user), ("host", authority.host), ("gateway", authority.gateway)):
         if held and held.signer == "pkcs11" and held.provider is None:
             raise ConfigError(f"{name}: authority.{kind}: a PKCS#11 token needs its provider, a library")
+    if config.authority_dir.is_relative_to(config.data_dir):
+        raise ConfigError(
+            f"{name}: authority.directory is below data_dir, whose owner could put another in its place"
+        )
     for bastion in authority.bastions:
         try:
             ipaddress.ip_network(bastion)

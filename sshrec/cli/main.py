@@ -15,6 +15,7 @@ import click
 
 from sshrec import __version__
 from sshrec.errors import SshrecError, describe
+from sshrec.session import printable
 
 if TYPE_CHECKING:
     from sshrec.config import Config
@@ -130,7 +131,7 @@ def run(command: click.Command, name: str, arguments: list[str] | None = None) -
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{printable(str(error.filename))}: " if error.filename else ""
         return _complain(name, f"{where}{describe(error)}", None, os.EX_OSERR)
     except Exception as error:
         hint = "this is a mistake in sshrec; please report it with what you did"

@@ -14,7 +14,7 @@ import pytest
 from sshrec.config import Config, Limits
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
-UNITS = ("sshrecd.socket", "sshrecd.service")
+UNITS = ("sshrecd.socket", "sshrecd.service", "sshrec-auth.service", "sshrec-ca.service", "sshrec-ca.timer")
 
 
 def tool(name: str) -> pytest.MarkDecorator:
@@ -32,7 +32,7 @@ def units(tmp_path: Path) -> list[Path]:
     for name in UNITS:
         text = (CONTRIB / "systemd" / name).read_text()
         copy = tmp_path / name
-        copy.write_text(text.replace("/opt/sshrec/bin/sshrecd", "/bin/true"))
+        copy.write_text(re.sub(r"/opt/sshrec/bin/[a-z-]+", "/bin/true", text))
         copies.append(copy)
     return copies
 
@@ -48,7 +48,7 @@ def settings(name: str) -> dict[str, list[str]]:
 @tool("systemd-analyze")
 def test_systemd_understands_every_line(units: list[Path]) -> None:
     result = run("systemd-analyze", "verify", "--man=no", *units)
-    ours = [line for line in result.stderr.splitlines() if "sshrecd" in line]  # not what else is wrong here
+    ours = [line for line in result.stderr.splitlines() if "sshrec" in line]  # not what else is wrong here
     assert (result.returncode, ours) == (0, [])
 
 
@@ -60,17 +60,20 @@ def test_verify_would_notice_a_misspelt_setting(units: list[Path]) -> None:
 
 @tool("systemd-analyze")
 def test_exposure_stays_low(units: list[Path]) -> None:
-    result = run("systemd-analyze", "security", "--offline=yes", "--threshold=17", units[1])
-    assert result.returncode == 0, result.stdout
+    for unit in units[1:3]:
+        result = run("systemd-analyze", "security", "--offline=yes", "--threshold=17", unit)
+        assert result.returncode == 0, result.stdout
 
 
 def test_the_socket_is_where_the_configuration_says_and_survives_the_service() -> None:
-    socket, service = (settings(name) for name in UNITS)
+    socket, service, auth = (settings(name) for name in UNITS[:3])
     config = Config()
     assert socket["ListenSequentialPacket"] == [str(config.socket)]
     assert socket["SocketMode"] == ["0666"]
     assert [f"/run/{name}" for name in service["RuntimeDirectory"]] == [str(config.run_dir)]
     assert [f"/var/lib/{name}" for name in service["StateDirectory"]] == [str(config.data_dir)]
+    assert [f"/run/{name}" for name in auth["RuntimeDirectory"]] == [str(config.auth_socket.parent)]
+    assert [f"/var/lib/{name}" for name in auth["StateDirectory"]] == [str(config.authority_dir)]
     assert service["RuntimeDirectoryPreserve"] == ["yes"]
     assert service["KillMode"] == ["process"]
 

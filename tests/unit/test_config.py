@@ -168,6 +168,7 @@ def test_the_authority_lies_beside_the_data_and_not_in_it() -> None:
         ("{user: {signer: agent}}", "public_key"),
         ("{user: {public_key: /ca.pub, signer: pkcs11}}", "needs its provider"),
         ("{user: {public_key: /ca.pub, signer: file}}", "must be one of agent, pkcs11"),
+        ("{directory: /var/lib/sshrec/auth}", "authority.directory is below data_dir"),
         ("{hosts: 'a b'}", "'a b' is no pattern of known_hosts"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 import click
 import pytest
 
+from sshrec.cli.auth import sshrec_authd
 from sshrec.cli.ca import sshrec_ca
 from sshrec.cli.daemon import sshrecd
 from sshrec.cli.main import sshrec
@@ -67,7 +68,7 @@ def test_a_page_is_called_what_it_is_about(path: Path) -> None:
 def commands() -> dict[str, click.Command]:
     """Each command that has a page, by the page's name."""
     assert isinstance(sshrec, click.Group)
-    found: dict[str, click.Command] = {"sshrec.1": sshrec, "sshrecd.8": sshrecd}
+    found: dict[str, click.Command] = {"sshrec.1": sshrec, "sshrecd.8": sshrecd, "sshrec-authd.8": sshrec_authd}
     context = click.Context(sshrec, **sshrec.context_settings)
     for name in sshrec.list_commands(context):
         command = sshrec.get_command(context, name)
@@ -96,7 +97,7 @@ def test_every_option_of_a_command_is_on_its_page_and_no_other(name: str) -> Non
 
 def test_every_command_is_listed_in_sshrec_1() -> None:
     listed = {f"{name}.1" for name in re.findall(r"(?m)^\.It Xr (sshrec-\S+) 1$", page("sshrec.1"))}
-    assert set(commands()) - {"sshrec.1", "sshrecd.8"} <= listed
+    assert set(commands()) - {"sshrec.1", "sshrecd.8", "sshrec-authd.8"} <= listed
 
 
 def authority() -> dict[str, click.Command]:

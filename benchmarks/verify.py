@@ -1,7 +1,8 @@
 """python -m benchmarks.verify: how fast recordings are verified, plain and packed, by one process and by all CPUs.
 
-The recordings are the real recorder's; what is counted is their text. Each figure is the best of some rounds, all
-kinds in each round, on files that the page cache has.
+The recordings are the real recorder's; what is counted is their text. Each figure is the best of some rounds, on
+files that the page cache has: MB a second of the whole command's life, and of the CPU that it took, which other
+programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -65,12 +67,16 @@ def _write(root: Path, output: bytes, read: int, files: int) -> int:
     return size
 
 
-def _seconds(root: Path, jobs: int) -> float:
+def _seconds(root: Path, jobs: int) -> tuple[float, float]:
+    """By the clock, and of the CPU."""
     program = str(Path(sys.executable).with_name("sshrec"))
     command = [program, "--config", str(root / "sshrec.yaml"), "verify", "--all", "--jobs", str(jobs)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
     subprocess.run(command, check=True, capture_output=True, timeout=600)
-    return time.monotonic() - began
+    taken = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return taken, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> int:
@@ -81,25 +87,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     cpus = len(os.sched_getaffinity(0))
-    print(f"{options.files} recordings; MB of text a second, the whole command, by 1 process and by {cpus}\n")
-    print(f"| {'':<14} | plain, 1 | plain, {cpus} | packed, 1 | packed, {cpus} |")
-    print(f"|{'-' * 16}|---------:|---------:|----------:|----------:|")
+    print(f"{options.files} recordings; MB of text a second (a second of CPU), by 1 process and by {cpus}\n")
+    print(f"| {'':<14} |    plain, 1 |    plain, {cpus} |   packed, 1 |   packed, {cpus} |")
+    print("|----------------|" + "------------:|" * 4)
     for name, make, read in KINDS:
         with tempfile.TemporaryDirectory(prefix="sr-bench-", dir="/tmp") as directory:
             root = Path(directory)
             size = _write(root, make(options.megabytes * 1_000_000), read, options.files) * options.files
-            best: dict[tuple[str, int], float] = {}
-            for _ in range(options.rounds):
-                for form in ("plain", "packed"):
-                    for jobs in (1, cpus):
-                        taken = _seconds(root / form, jobs)
-                        best[form, jobs] = min(taken, best.get((form, jobs), taken))
-        rates = [size / best[form, jobs] / 1e6 for form in ("plain", "packed") for jobs in (1, cpus)]
-        print(
-            f"| {name:<14} | "
-            + " | ".join(f"{rate:{9 if n > 1 else 8}.0f}" for n, rate in enumerate(rates))
-            + " |"
-        )
+            cells = []
+            for form, jobs in ((form, jobs) for form in ("plain", "packed") for jobs in (1, cpus)):
+                samples = [_seconds(root / form, jobs) for _ in range(options.rounds)]
+                wall, cpu = (size / min(sample) / 1e6 for sample in zip(*samples, strict=True))
+                cells.append(f"{wall:5.0f} ({cpu:.0f})")
+        print(f"| {name:<14} | " + " | ".join(f"{cell:>11}" for cell in cells) + " |", flush=True)
     return 0
 
 

@@ -20,7 +20,7 @@ from sshrec.errors import describe
 
 GROUP_BYTES = 1024 * 1024  # that are written at once: so much, and one line, may a power cut tear
 REMEMBERED = 65536  # uids by which an event that is sent again is known
-WINDOW_BYTES = 2 * 1024 * 1024  # of the end, read when the log is opened
+WINDOW_BYTES = 4 * 1024 * 1024  # of the end, read when the log is opened
 _BREAKS = ("line", "number", "chain", "torn")
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC

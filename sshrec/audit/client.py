@@ -21,7 +21,7 @@ import msgspec
 from sshrec.audit.event import AuditError, Fields, packet
 from sshrec.errors import DataError
 
-RETRY_SECONDS = 0.1  # between tries to reach the writer
+RETRY_SECONDS = 0.02  # between tries to reach the writer
 AGAIN_SECONDS = 1.0  # until an event that could not be written is sent again
 PACKET_MAX = 128 * 1024
 

@@ -375,3 +375,24 @@ def test_no_line_is_longer_than_a_line_may_be(directory: Path, clock: Clock) -> 
     assert len(line.raw) <= LINE_MAX
     assert line.fields["cut"]["reason"] + len(line.fields["reason"]) == 70_000
     assert canonical(line.fields) + b"\n" == line.raw
+
+
+def test_the_manuals_check_of_the_chain(directory: Path, clock: Clock) -> None:
+    """The shell script in sshrec-audit(5), as it stands there."""
+    page = (Path(__file__).parents[2] / "man/man5/sshrec-audit.5").read_text()
+    script = page.split(".Bd -literal -offset indent\n")[1].split(".Ed\n")[0].replace("\\e", "\\")
+
+    def said() -> str:
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=directory.parent, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    write(directory, clock, [event(n, reason='"naïve\\') for n in range(5)])
+    clock.now += DAY
+    write(directory, clock, [event(5)])
+    assert said() == ""
+    first = directory / "2026-11-23.jsonl"
+    first.write_bytes(first.read_bytes().replace(b'"3:25"', b'"9:25"'))
+    assert said().startswith('does not continue: {"code":"T2002I","event":"resize","n":4,')

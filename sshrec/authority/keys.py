@@ -224,23 +224,40 @@ class Keys:
         with self.publishing():
             self._publish()
 
+    def is_published(self) -> bool:
+        """Whether the public files are up to date, and everybody can read them."""
+        directory = self._config.public_dir
+        return _is(directory, stat.S_IFDIR | 0o755) and not self._to_publish()
+
     def _publish(self) -> None:
         directory = self._config.public_dir
+        try:
+            directory.mkdir(mode=0o755, exist_ok=True)
+            directory.chmod(0o755)
+            for path, data in self._to_publish():
+                replace_file(path, data, 0o644)
+        except OSError as error:
+            raise SshrecError(f"cannot write {error.filename or directory}: {describe(error)}") from error
+
+    def _to_publish(self) -> list[tuple[Path, bytes]]:
+        """The public files that are not as they should be, with what should be in them."""
         hosts = self._config.authority.hosts
         files = {
             USER_CA: known_hosts.plain(self.trusted("user")),
             KNOWN_HOSTS: known_hosts.authorities(self.trusted("host"), hosts),
             GATEWAY_KNOWN_HOSTS: known_hosts.authorities(self.trusted("gateway"), hosts),
         }
-        try:
-            directory.mkdir(mode=0o755, exist_ok=True)
-            directory.chmod(0o755)
-            for name, text in files.items():
-                path, data = directory / name, text.encode()
-                if not path.is_file() or path.read_bytes() != data:
-                    replace_file(path, data, 0o644)
-        except OSError as error:
-            raise SshrecError(f"cannot write {error.filename or directory}: {describe(error)}") from error
+        wanted = [(self._config.public_dir / name, text.encode()) for name, text in files.items()]
+        public = stat.S_IFREG | 0o644
+        return [(path, data) for path, data in wanted if not _is(path, public) or path.read_bytes() != data]
+
+
+def _is(path: Path, mode: int) -> bool:
+    """Whether that is there, of that type and with those permissions."""
+    try:
+        return stat.S_IFMT(found := path.stat().st_mode) | found & 0o777 == mode
+    except OSError:
+        return False
 
 
 def _public(row: AuthorityRow) -> PublicKey:

@@ -186,6 +186,7 @@ class Ledger:
         revocation = _revocation(by, reason, now_ms)
         with self._database.transaction() as connection:
             found = list(_entries(connection, serials))
+            _take_krl_number(connection)
             return _revoke(connection, found, revocation)
 
     def revoke_key_id(self, kind: str, key_id: str, by: str, reason: str, now_ms: int) -> list[Entry]:
@@ -198,6 +199,7 @@ class Ledger:
         revocation = _revocation(by, reason, now_ms)
         columns = _CERTIFICATES.c
         with self._database.transaction() as connection:
+            _take_krl_number(connection)
             if not connection.execute(_unlifted(kind, [key_id])).first():
                 connection.execute(
                     insert(_KEY_IDS).values(
@@ -223,6 +225,7 @@ class Ledger:
             )
             if not lifted.rowcount:
                 raise NotFound(f"{kind} key id {key_id!r} is not revoked")
+            _take_krl_number(connection)
 
     def revoked_key_ids(self, kind: str) -> list[RevokedKeyId]:
         """Those that are revoked now, the oldest first."""
@@ -250,16 +253,13 @@ class Ledger:
 
     def next_krl_number(self, now_ms: int) -> int:
         """A number greater than all before it, even where the clock was set back."""
-        counters = schema.counters
         with self._database.transaction() as connection:
-            last = connection.execute(select(counters.c.value).where(counters.c.name == "krl")).scalar()
-            if last is None:
-                number = now_ms
-                connection.execute(insert(counters).values(name="krl", value=number))
-            else:
-                number = max(last + 1, now_ms)
-                connection.execute(update(counters).where(counters.c.name == "krl").values(value=number))
-        return number
+            return _take_krl_number(connection, now_ms)
+
+    def krl_number(self) -> int:
+        """The last number: of the newest list, or greater where something was revoked, or a CA changed, since."""
+        with self._database.reading() as connection:
+            return _krl_number(connection) or 0
 
     def authorities(self, kind: str | None = None) -> list[AuthorityRow]:
         """The CAs, retired ones too, the oldest first."""
@@ -272,6 +272,7 @@ class Ledger:
     def add_authorities(self, *rows: AuthorityRow) -> None:
         """Note new CAs, all or none; Conflict where a key is known, or another of its kind is in that phase."""
         with self._database.transaction() as connection:
+            _take_krl_number(connection)
             for row in rows:
                 try:
                     connection.execute(insert(_AUTHORITIES).values(dataclasses.asdict(row)))
@@ -292,6 +293,7 @@ class Ledger:
 
     def _update_authorities(self, rows: Sequence[AuthorityRow]) -> None:
         with self._database.transaction() as connection:
+            _take_krl_number(connection)
             # Both engines check after each row that there is one current CA a kind: first, all step aside.
             for phase in ("retired", None):
                 for row in rows:
@@ -371,6 +373,23 @@ def _revoke(connection: Connection, serials: Sequence[int], revocation: Revocati
             .values(revoked_ms=revocation.at_ms, revoked_by=revocation.by, revoke_reason=revocation.reason)
         )
     return list(_entries(connection, serials).values())
+
+
+def _krl_number(connection: Connection) -> int | None:
+    counters = schema.counters
+    last: int | None = connection.execute(select(counters.c.value).where(counters.c.name == "krl")).scalar()
+    return last
+
+
+def _take_krl_number(connection: Connection, at_least: int = 1) -> int:
+    """The next one. What changes what a list says takes one, so that a list from before can be told."""
+    counters, last = schema.counters, _krl_number(connection)
+    number = max((last or 0) + 1, at_least)
+    if last is None:
+        connection.execute(insert(counters).values(name="krl", value=number))
+    else:
+        connection.execute(update(counters).where(counters.c.name == "krl").values(value=number))
+    return number
 
 
 def _unlifted(kind: str, key_ids: Iterable[str] | None = None) -> Select[Any]:

@@ -24,7 +24,7 @@ from sshrec.authority.ledger import Ledger
 from sshrec.cli.main import Settings
 from sshrec.config import Config
 from sshrec.duration import Duration
-from sshrec.errors import DataError, Denied, UsageError, describe
+from sshrec.errors import DataError, Denied, SshrecError, UsageError, describe
 from sshrec.openssh.certificate import FOREVER, Certificate, read_certificate
 from sshrec.privileges import Privileges
 from sshrec.session import printable
@@ -49,6 +49,18 @@ class Opened:
         self.keys.publish()
         revocation.write_krl(self.ledger, self.keys, self.config.krl, self.now)
 
+    def catch_up(self) -> None:
+        """Retire what is due, and publish what a full disk or the end of a command left unpublished."""
+        self.keys.settle(self.now)
+        if not self.ledger.authorities():
+            return  # as the command itself is going to say
+        if self.keys.is_published() and revocation.is_current(self.ledger, self.config.krl, self.now):
+            return
+        try:
+            self.publish()
+        except SshrecError as error:
+            click.echo(f"sshrec-ca: warning: what sshd trusts is out of date: {error}", err=True)
+
 
 @contextlib.contextmanager
 def opened(settings: Settings, *, create: bool = False) -> Iterator[Opened]:
@@ -60,8 +72,8 @@ def opened(settings: Settings, *, create: bool = False) -> Iterator[Opened]:
     with Database.open(config.database_url, create=create) as database:
         ledger = Ledger(database)
         authority = Opened(config, ledger, Keys(config, ledger), asker, rights, time.time())
-        if authority.keys.settle(authority.now):
-            authority.publish()
+        if not create:
+            authority.catch_up()
         yield authority
 
 

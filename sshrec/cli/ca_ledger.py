@@ -228,11 +228,11 @@ def krl(settings: Settings, output: Path | None) -> None:
     if output is not None:
         check_output(output, "list of revoked certificates", revocation.is_krl)
     with opened(settings) as authority:
+        authority.publish()
         if output is None:
-            authority.publish()
             click.echo(authority.config.krl)
             return
-        data = revocation.krl(authority.ledger, authority.keys, authority.now)
+        data = authority.config.krl.read_bytes()
         try:
             with authority.privileges.as_caller():
                 replace_file(output, data, 0o644)

@@ -317,6 +317,25 @@ def test_krl_numbers_only_grow(ledger: Ledger) -> None:
     assert [ledger.next_krl_number(now_ms) for now_ms in times] == [NOW_MS, NOW_MS + 1, NOW_MS + 2, NOW_MS + 5]
 
 
+def test_whatever_changes_the_list_makes_the_last_one_old(ledger: Ledger) -> None:
+    assert ledger.krl_number() == 0
+    (joe,) = ledger.reserve([JOE], NOW_MS)
+    published = ledger.next_krl_number(NOW_MS)
+    ledger.withdraw([joe.serial], "no signature")
+    assert ledger.krl_number() == published
+    changes: list[Callable[[], object]] = [
+        lambda: ledger.revoke([joe.serial], "root", "", NOW_MS),
+        lambda: ledger.revoke_key_id("user", "joe", "root", "", NOW_MS),
+        lambda: ledger.lift_key_id("user", "joe", "root", NOW_MS),
+        lambda: ledger.add_authorities(_ca("one", "current")),
+        lambda: ledger.update_authorities([_ca("one", "retired")]),
+    ]
+    for change in changes:
+        change()
+        assert ledger.krl_number() > published
+        published = ledger.next_krl_number(NOW_MS)
+
+
 def _krl_numbers(url: str, times: int) -> list[int]:
     with Database.open(url, busy_seconds=60) as database:
         return [Ledger(database).next_krl_number(NOW_MS) for _ in range(times)]

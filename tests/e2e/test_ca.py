@@ -1441,3 +1441,80 @@ def test_several_revocations_at_once_are_all_in_the_list(own: Authority, key: Pa
         _, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, b"")
     assert [revoked(own, beside(path)) for path in paths] == [True] * 8
+
+
+# ---- what a killed command, a full disk or somebody's rm leaves unpublished ---------------------------------
+
+
+def test_a_revocation_whose_list_was_not_written_is_in_the_list_of_the_next_command(
+    own: Authority, key: Path
+) -> None:
+    own.ok("sign", key, *JOE)
+    before = (own.public / "krl").read_bytes()
+    own.ok("revoke", "joe")
+    (own.public / "krl").write_bytes(before)  # as if revoke had been killed behind the ledger
+    assert not revoked(own, beside(key))
+    own.ok("ls")
+    assert revoked(own, beside(key))
+
+
+def test_a_retirement_that_was_not_published_is_by_the_next_command(own: Authority, key: Path) -> None:
+    own.ok("sign", key, *JOE)
+    before = files(own.public)
+    assert own("rotate", "user", "--now").status == own("rotate", "user", "--retire").status == 0
+    after = files(own.public)
+    for path, (_, content) in before.items():
+        Path(path).write_bytes(content if isinstance(content, bytes) else b"")
+    own.ok("show", beside(key))
+    assert revoked(own, beside(key))
+    krl = str(own.public / "krl")
+    assert {**files(own.public), krl: after[krl]} == after
+
+
+@pytest.mark.parametrize("what", ["public", "public/krl", "public/user_ca.pub", "public/known_hosts"])
+def test_what_was_removed_is_published_again(own: Authority, what: str) -> None:
+    path = own.home / what
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    own.ok("status")
+    published = {path.name: path.stat().st_mode & 0o777 for path in own.public.iterdir()}
+    published.setdefault("allowed_signers", 0o644)
+    assert published == dict.fromkeys(
+        ["allowed_signers", "gateway_known_hosts", "known_hosts", "krl", "user_ca.pub"], 0o644
+    )
+
+
+def test_what_sshd_could_not_read_is_published_again(own: Authority) -> None:
+    own.public.chmod(0o700)
+    (own.public / "known_hosts").chmod(0o600)
+    own.ok("ls", "--json")
+    assert [path.stat().st_mode & 0o777 for path in (own.public, own.public / "known_hosts")] == [0o755, 0o644]
+
+
+def test_a_list_from_a_time_to_come_is_written_again(own: Authority, key: Path) -> None:
+    """While the clock was wrong, what it left out for having expired had not."""
+    krl = own.public / "krl"
+    data = bytearray(krl.read_bytes())
+    data[20:28] = (int(time.time()) + 90 * 86400).to_bytes(8)  # PROTOCOL.krl: generated_date
+    krl.write_bytes(data)
+    own.ok("ls", "--json")
+    assert int.from_bytes(krl.read_bytes()[20:28]) <= time.time()
+    written = krl.stat().st_mtime_ns
+    own.ok("ls", "--json")
+    assert krl.stat().st_mtime_ns == written
+
+
+def test_what_cannot_be_published_stops_nobody_from_looking(own: Authority, key: Path) -> None:
+    own.ok("sign", key, *JOE)
+    shutil.rmtree(own.public)
+    own.public.write_text("in the way\n")
+    said = own("ls")
+    assert (said.status, len(said.out.splitlines())) == (0, 2)
+    assert said.err == (
+        f"sshrec-ca: warning: what sshd trusts is out of date: cannot write {own.public}: file exists\n"
+    )
+    said = own("revoke", "joe")
+    assert said.status != 0
+    assert said.err.splitlines()[-1] == "hint: the ledger has it; sshrec-ca krl writes the list again"

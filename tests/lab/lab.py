@@ -482,12 +482,16 @@ class Lab:
         own = {"uid": sshrec.uid, "gid": sshrec.gid} if self.several_uids else {}
         process = parts.start(argv, self.sshrec_env(), self.directory / "sshrecd.log", **own)
         self._sshrecd = process
-        self.wait(lambda: process.poll() is not None or self._sshrecd_listens(), "sshrecd to listen")
+        self.wait(lambda: process.poll() is not None or self._sshrecd_is_up(process.pid), "sshrecd to listen")
         if process.poll() is not None:
             self._sshrecd = None
             raise LabError(f"sshrecd ended with exit code {process.returncode}\n{self.logs()}")
         self._descriptors = processes.descriptors(process.pid)
         self._changed = bool(settings or prefix)
+
+    def _sshrecd_is_up(self, pid: int) -> bool:
+        """Whether it listens and has all its descriptors, that of the audit log's writer last."""
+        return self._sshrecd_listens() and bool(processes.children(pid, "sshrec-audit"))
 
     def _sshrecd_listens(self) -> bool:
         # Asked of the kernel: a connection would be a visit, which sshrecd refuses and logs.

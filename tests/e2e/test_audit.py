@@ -24,13 +24,12 @@ Child = Any  # pexpect.spawn[bytes]
 
 
 def log(lab: Lab) -> list[dict[str, Any]]:
-    """Every event of the log, in which nothing is wrong."""
-    found = []
-    for item in read_log(lab.data_dir / "audit"):
-        assert isinstance(item, Line) or (isinstance(item, Problem) and item.kind == "torn"), item
-        if isinstance(item, Line):
-            found.append(item.fields)
-    return found
+    """Every event of the log but checkpoints; nothing else is wrong in it than an end that is being written."""
+    directory = lab.data_dir / "audit"
+    items = list(read_log(directory)) if any(directory.iterdir()) else []
+    assert [item for item in items if isinstance(item, Problem) and item.kind != "torn"] == []
+    events = [item.fields for item in items if isinstance(item, Line)]
+    return [event for event in events if not event["event"].startswith("checkpoint")]
 
 
 def of(lab: Lab, session: str) -> list[dict[str, Any]]:
@@ -123,7 +122,12 @@ def test_a_terminal_that_changes_its_size(lab: Lab) -> None:
     for columns in range(81, 121):
         child.setwinsize(30, columns)
         time.sleep(0.02)
-    child.sendline("stty size; exit")
+    size = b""
+    while size != b"120":  # until the target has the last one
+        child.sendline("stty size")
+        child.expect(rb"30 (\d+)")
+        size = child.match[1]
+    child.sendline("exit")
     left(child)
     events = of(lab, last(lab).session)
     sizes = [event["size"] for event in events if event["event"] == "resize"]
@@ -144,7 +148,7 @@ def test_a_terminal_that_changes_its_size(lab: Lab) -> None:
 def test_a_refusal(lab: Lab, target: str, rule: str | None, reason: str) -> None:
     before = len(log(lab))
     lab.ssh("-A", "bastion", "--", target, "id")
-    (event,) = lab.wait(lambda: log(lab)[before:], "the refusal")
+    (event,) = lab.wait(lambda: log(lab)[before:], "the refusal in the log")
     assert (event["event"], event["code"], event["user"]) == ("session.rejected", "T1006W", "joe")
     assert event.get("rule") == rule
     assert reason in event["reason"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Privileges:
         os.setgroups(self.groups)
         os.setresgid(self.came[1], self.came[1], 0)
         os.setresuid(self.came[0], self.came[0], 0)
+        tempfile.tempdir = None
         try:
             yield
         finally:
@@ -80,6 +82,7 @@ def _work_as(uid: int, gid: int) -> None:
     os.setgroups([gid])
     os.setresgid(gid, gid, 0)
     os.setresuid(uid, uid, 0)
+    tempfile.tempdir = None  # where root's temporary files go (pam_tmpdir), nobody else may
 
 
 def _make(directory: Path) -> None:

@@ -58,6 +58,34 @@ def test_root_becomes_the_owner_and_root_for_moments(tmp_path: Path) -> None:
     assert (tmp_path / "made-by-caller").stat().st_uid == 0
 
 
+_TEMPORARY = """
+import sys, tempfile
+from pathlib import Path
+from sshrec.privileges import become_owner
+rights = become_owner(Path(sys.argv[1]), "")
+for _ in range(2):
+    with rights.as_caller(), tempfile.TemporaryDirectory() as name:
+        print(Path(name).parent)
+    with tempfile.TemporaryDirectory() as name:
+        print(Path(name).parent)
+"""
+
+
+@pytest.mark.root
+def test_temporary_files_go_where_whoever_makes_them_may(tmp_path: Path) -> None:
+    """pam_tmpdir has root's in a directory of its own."""
+    (tmp_path / "home").mkdir()
+    os.chown(tmp_path / "home", OTHER, OTHER)
+    (tmp_path / "private").mkdir(mode=0o700)
+    done = subprocess.run(
+        [sys.executable, "-c", _TEMPORARY, str(tmp_path / "home")],
+        env={**os.environ, "TMPDIR": str(tmp_path / "private")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [str(tmp_path / "private"), "/tmp"] * 2, done.stderr
+
+
 @pytest.mark.root
 def test_a_directory_that_is_root_s_stays_root_s(tmp_path: Path) -> None:
     said = becoming(tmp_path)

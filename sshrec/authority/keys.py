@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ Kind = Literal["user", "host", "gateway"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _TRUSTED = ("current", "next", "old")
 
+_WORK = ".sshrec-*/"  # where keygen.make_key works
+
 # The files in public/, and whose keys they hold.
 USER_CA, KNOWN_HOSTS, GATEWAY_KNOWN_HOSTS = "user_ca.pub", "known_hosts", "gateway_known_hosts"
 
@@ -44,21 +47,22 @@ class Keys:
     # ---- the first ones --------------------------------------------------------------------------------
 
     def init(self, now: float, passphrase: str | None) -> list[AuthorityRow]:
-        """Make the three CAs, or take up those that the configuration names; Denied where they are all there."""
-        # Some may be there: an init that was killed, or whose disk was full.
-        missing = [kind for kind in KINDS if not self._ledger.authorities(kind)]
-        if not missing:
-            raise Denied(f"{self._config.authority_dir} has its CAs already", hint="sshrec-ca status lists them")
+        """Make those of the three CAs that are missing, or take up those that the configuration names."""
         self._make_directory()
-        for kind in missing:
-            path = self._directory / f"{kind}_ca"
-            if self._held(kind) is None and os.path.lexists(path):
-                raise Denied(
-                    f"{path} exists, and the ledger does not know it", hint="move it away; nothing is overwritten"
-                )
-        rows = [self._new(kind, "current", now, passphrase) for kind in missing]
-        self._ledger.add_authorities(*rows)
-        return rows
+        with self.alone():
+            # Some may be there: an init that was killed, or whose disk was full.
+            missing = [kind for kind in KINDS if not self._ledger.authorities(kind)]
+            for kind in missing:
+                path = self._directory / f"{kind}_ca"
+                if self._held(kind) is None and os.path.lexists(path):
+                    raise Denied(
+                        f"{path} exists, and the ledger does not know it",
+                        hint="move it away; nothing is overwritten",
+                    )
+            rows = [self._new(kind, "current", now, passphrase) for kind in missing]
+            if rows:
+                self._ledger.add_authorities(*rows)
+            return rows
 
     def _make_directory(self) -> None:
         try:
@@ -147,8 +151,9 @@ class Keys:
             raise ConfigError(
                 f"{held.public_key} is no new key", hint=f"have authority.{kind} name the new one's public key"
             )
-        row = self._new(kind, "next", now, passphrase)
-        self._ledger.add_authorities(row)
+        with self.alone():
+            row = self._new(kind, "next", now, passphrase)
+            self._ledger.add_authorities(row)
         return row
 
     def switch(self, kind: Kind, now: float, grace: Duration) -> AuthorityRow:
@@ -187,25 +192,35 @@ class Keys:
         return self._retire(old, now)
 
     def settle(self, now: float) -> list[AuthorityRow]:
-        """Retire the old CAs whose grace is over; those that were."""
-        over = [row for row in self._ledger.authorities() if row.phase == "old" and (row.retires_at or 0) <= now]
-        return self._retire(over, now)
+        """Retire the old CAs whose grace is over; those that were. Finish what a killed command began."""
+        rows = self._ledger.authorities()
+        for row in rows:
+            if row.phase == "retired":
+                self._destroy(row)
+        if any(self._directory.glob(_WORK)):
+            with self.alone():  # so nobody is at work there; what is left has private keys in it
+                for path in self._directory.glob(_WORK):
+                    shutil.rmtree(path)
+        return self._retire([row for row in rows if row.phase == "old" and (row.retires_at or 0) <= now], now)
 
     def _retire(self, rows: Sequence[AuthorityRow], now: float) -> list[AuthorityRow]:
         retired = [dataclasses.replace(row, phase="retired", retired_ms=int(now * 1000)) for row in rows]
         if retired:
             self._ledger.update_authorities(retired)
         for row in retired:
-            if row.file is not None:  # a key that nobody trusts is only good for theft
-                (self._directory / row.file).unlink(missing_ok=True)
-                (self._directory / f"{row.file}.pub").unlink(missing_ok=True)
+            self._destroy(row)
         return retired
+
+    def _destroy(self, row: AuthorityRow) -> None:
+        """Remove a private key: one that nobody trusts is only good for theft."""
+        for name in (row.file, f"{row.file}.pub") if row.file is not None else ():
+            (self._directory / name).unlink(missing_ok=True)
 
     # ---- what everybody may read ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def publishing(self) -> Iterator[None]:
-        """One process at a time: or what was read of the ledger first could be what is written last.
+    def alone(self) -> Iterator[None]:
+        """One process at a time makes keys, or publishes: what was read first could be what is written last.
 
         The lock is on keys/, which nobody else can open, and so not hold either.
         """
@@ -221,7 +236,7 @@ class Keys:
 
     def publish(self) -> None:
         """Bring the public files up to date: each is replaced whole, and only where it changed."""
-        with self.publishing():
+        with self.alone():
             self._publish()
 
     def is_published(self) -> bool:

@@ -7,22 +7,23 @@ change it; a key that was replaced stays in it, good for the time that it signed
 from __future__ import annotations
 
 import os
+import re
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sshrec.atomic import replace_file
 from sshrec.config import Config
-from sshrec.errors import ConfigError, DataError, Denied, SshrecError, describe
+from sshrec.errors import ConfigError, DataError, Denied, NotFound, SshrecError, describe
 from sshrec.openssh import keygen, public_key
-from sshrec.openssh.certificate import read_certificate
-from sshrec.openssh.public_key import read_file
+from sshrec.openssh.certificate import Certificate
 from sshrec.openssh.signer import AgentKey, KeyFile
 
 NAMESPACE = "sshrec-checkpoint-v1"  # what a signature is for; of use for nothing else
 ALLOWED_SIGNERS = "allowed_signers"
 
 _NAME = "audit"
+_SINCE = re.compile('valid-after="([0-9]{14}Z)"')
 
 
 class LogKey:
@@ -41,28 +42,60 @@ class LogKey:
     @property
     def exists(self) -> bool:
         """Whether there is one."""
-        return self._config.audit.key is not None or self._path.exists()
+        return (self._path if self._config.audit.key is None else self._allowed).exists()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether `make` is at work, or was killed."""
+        return any(path.exists() for path in self._following)
+
+    @property
+    def allowed_signers(self) -> str:
+        """The lines to check its signatures with. NotFound where they are gone."""
+        try:
+            return self._allowed.read_text()
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"{self._allowed} does not exist",
+                hint="put an auditor's copy there; sshrec-ca audit-key --renew begins a new one",
+            ) from error
+
+    def settle(self) -> None:
+        """Finish what a killed `make` began: a key that is allowed already takes its place, another goes."""
+        private, public = self._following
+        allowed = self._allowed.read_text().split() if self._allowed.exists() else []
+        if public.exists() and public_key.read(public).blob in allowed:
+            self._replace()
+        private.unlink(missing_ok=True)
+        public.unlink(missing_ok=True)
+
+    @property
+    def _following(self) -> tuple[Path, Path]:
+        """The next key while it is made, private and public."""
+        return self._path.with_name(f"{_NAME}.new"), self._path.with_name(f"{_NAME}.new.pub")
+
+    def _replace(self) -> None:
+        self._certificate.unlink(missing_ok=True)
+        for path, suffix in zip(self._following, ("", ".pub"), strict=True):
+            if path.exists():
+                os.replace(path, f"{self._path}{suffix}")
 
     def make(self, now: float) -> str:
         """The first key, or the next one: its fingerprint. The one before is destroyed, and good until now."""
         held = self._config.audit.key
+        self.settle()
+        lines = self._closed(now)
         if held is None:
-            following = self._path.with_name(f"{_NAME}.new")
-            for path in (following, following.with_suffix(".new.pub")):
-                path.unlink(missing_ok=True)
-            public = keygen.make_key(following, self.identity)
+            public = keygen.make_key(self._following[0], self.identity)
         else:
             public = public_key.read(held.public_key)
-        lines = self._closed(now)
         if any(public.blob in line for line in lines):
             raise Denied(f"{public.fingerprint} signs, or did so before", hint="the next key must be a new one")
         valid = f'valid-after="{_stamp(now)}",' if lines else ""
         lines.append(f'{self.identity} {valid}namespaces="{NAMESPACE}" {public.algorithm} {public.blob}')
         self._publish(lines)
         if held is None:
-            self._certificate.unlink(missing_ok=True)
-            for suffix in (".pub", ""):
-                os.replace(f"{following}{suffix}", f"{self._path}{suffix}")
+            self._replace()
         return public.fingerprint
 
     def _closed(self, now: float) -> list[str]:
@@ -70,19 +103,25 @@ class LogKey:
         if not self._allowed.exists():
             return []
         lines = self._allowed.read_text().splitlines()
+        if lines and (since := _SINCE.search(lines[-1])) and since[1] >= _stamp(now):
+            raise Denied(
+                f"the key that signs is good from {since[1]} on, and it is {_stamp(now)}",
+                hint="is the clock right? what the key signed until now could not be checked any more",
+            )
         if lines and "valid-before=" not in lines[-1]:
             identity, options, key = lines[-1].split(" ", 2)
             lines[-1] = f'{identity} {options},valid-before="{_stamp(now)}" {key}'
         return lines
 
-    def certify(self, source: str | Path, now: float) -> str:
+    def certify(self, certificate: Certificate, now: float) -> str:
         """Have signatures carry the key's certificate: the fingerprint of its CA. DataError where it is none."""
-        certificate = read_certificate(read_file(source, 1 << 16), str(source))
+        if self._config.audit.key is not None:
+            raise ConfigError("audit.key: signatures by an agent's key carry no certificate")
         public = public_key.read(f"{self._path}.pub")
         if certificate.key != public or self.identity not in certificate.principals:
-            raise DataError(f"{source} is no certificate of {public.fingerprint} for {self.identity}")
+            raise DataError(f"that is no certificate of {public.fingerprint} for {self.identity}")
         if not certificate.valid_after <= now < certificate.valid_before:
-            raise DataError(f"{source} is not valid now")
+            raise DataError("that certificate is not valid now")
         self._write(self._certificate, f"{certificate.line}\n")
         return certificate.ca.fingerprint
 

@@ -65,7 +65,7 @@ _HEAD = struct.Struct(">8sIQQ")  # magic, format, number, Unix time: PROTOCOL.kr
 
 def write_krl(ledger: Ledger, keys: Keys, path: Path, now: float) -> None:
     """Put the list under a name, whole: sshd reads the old one or the new one (sshd_config(5), RevokedKeys)."""
-    with keys.publishing():
+    with keys.alone():
         try:
             replace_file(path, krl(ledger, keys, now), 0o644)
         except OSError as error:

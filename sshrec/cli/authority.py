@@ -21,11 +21,13 @@ from sshrec.authority import revocation
 from sshrec.authority.certificates import Asker
 from sshrec.authority.keys import Keys
 from sshrec.authority.ledger import Ledger
+from sshrec.authority.log_key import LogKey
 from sshrec.cli.main import Settings
 from sshrec.config import Config
 from sshrec.duration import Duration
 from sshrec.errors import DataError, Denied, SshrecError, UsageError, describe
 from sshrec.openssh.certificate import FOREVER, Certificate, read_certificate
+from sshrec.openssh.public_key import read_file
 from sshrec.privileges import Privileges
 from sshrec.session import printable
 from sshrec.storage.database import Database
@@ -52,6 +54,9 @@ class Opened:
     def catch_up(self) -> None:
         """Retire what is due, and publish what a full disk or the end of a command left unpublished."""
         self.keys.settle(self.now)
+        if (log_key := LogKey(self.config)).unfinished:
+            with self.keys.alone():
+                log_key.settle()
         if not self.ledger.authorities():
             return  # as the command itself is going to say
         if self.keys.is_published() and revocation.is_current(self.ledger, self.config.krl, self.now):
@@ -119,7 +124,12 @@ def moment(seconds: int) -> str:
         return f"{seconds} seconds after 1970"
 
 
-# ---- writing certificates -------------------------------------------------------------------------------
+# ---- reading and writing certificates -------------------------------------------------------------------
+
+
+def read_signed(source: str) -> Certificate:
+    """The certificate in a file, or on standard input for "-"; to be read with the caller's rights."""
+    return read_certificate(read_file(source, CERTIFICATE_LIMIT), "standard input" if source == "-" else source)
 
 
 def beside(key: Path) -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from sshrec.authority.log_key import ALLOWED_SIGNERS, LogKey
-from sshrec.cli.authority import opened
+from sshrec.authority.log_key import LogKey
+from sshrec.cli.authority import opened, read_signed
 from sshrec.cli.main import Settings
 from sshrec.errors import UsageError
 
@@ -22,12 +22,11 @@ def audit_key(settings: Settings, renew: bool, certificate: str | None) -> None:
     """
     if renew and certificate:
         raise UsageError("a new key has no certificate yet", hint="--renew first; then have it signed")
-    with opened(settings) as authority:
+    signed = read_signed(certificate) if certificate else None
+    with opened(settings) as authority, authority.keys.alone():
         key = LogKey(authority.config)
         if renew:
             click.echo(f"{key.make(authority.now)} signs the audit log now", err=True)
-        elif certificate:
-            click.echo(
-                f"signatures carry the certificate of {key.certify(certificate, authority.now)} now", err=True
-            )
-        click.echo((authority.config.public_dir / ALLOWED_SIGNERS).read_text(), nl=False)
+        elif signed:
+            click.echo(f"signatures carry the certificate of {key.certify(signed, authority.now)} now", err=True)
+        click.echo(key.allowed_signers, nl=False)

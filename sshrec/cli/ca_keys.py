@@ -20,7 +20,7 @@ from sshrec.cli.certificate import remaining
 from sshrec.cli.ls import SCHEMA
 from sshrec.cli.main import Settings, colour
 from sshrec.duration import Duration
-from sshrec.errors import UsageError
+from sshrec.errors import Denied, UsageError
 from sshrec.openssh import known_hosts
 from sshrec.openssh.public_key import PublicKey
 from sshrec.recording.asciicast import rfc3339
@@ -44,8 +44,16 @@ def init(settings: Settings, passphrase: bool) -> None:
     """
     secret = _new_passphrase() if passphrase else None
     with opened(settings, create=True) as authority:
+        log_key = LogKey(authority.config)
         rows = authority.keys.init(authority.now, secret)
-        LogKey(authority.config).make(authority.now)
+        if not rows and log_key.exists:
+            authority.catch_up()
+            raise Denied(
+                f"{authority.config.authority_dir} has its CAs already", hint="sshrec-ca status lists them"
+            )
+        if not log_key.exists:
+            with authority.keys.alone():
+                log_key.make(authority.now)
         authority.publish()
         click.echo(f"the authority is in {authority.config.authority_dir}")
         for row in rows:

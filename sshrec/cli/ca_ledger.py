@@ -17,12 +17,11 @@ from sshrec.authority.keys import KINDS, Kind
 from sshrec.authority.ledger import Entry
 from sshrec.cli import certificate as shown
 from sshrec.cli import table
-from sshrec.cli.authority import CERTIFICATE_LIMIT, Opened, check_output, moment, opened
+from sshrec.cli.authority import Opened, check_output, moment, opened, read_signed
 from sshrec.cli.ls import GREEN, RED, SCHEMA
 from sshrec.cli.main import Settings, colour
 from sshrec.errors import NotFound, SshrecError, UsageError, describe
-from sshrec.openssh.certificate import Certificate, read_certificate
-from sshrec.openssh.public_key import read_file
+from sshrec.openssh.certificate import Certificate
 from sshrec.recording.asciicast import rfc3339
 from sshrec.session import printable
 
@@ -100,7 +99,7 @@ def _state(entry: Entry, now: float, retired: Collection[str]) -> table.Cell:
 @click.pass_obj
 def show(settings: Settings, what: str, as_json: bool) -> None:
     """Show a certificate: of a file, of standard input, or of the ledger by its serial."""
-    certificate = None if _serial(what) else _read(what)
+    certificate = None if _serial(what) else read_signed(what)
     with opened(settings) as authority:
         found = _find(authority, what, certificate)
         known = {ca.fingerprint: kind for kind in KINDS for ca in authority.keys.trusted(kind)}
@@ -167,10 +166,6 @@ def _serial(what: str) -> bool:
     return what.isascii() and what.isdecimal() and 0 < int(what[:20]) <= _SERIAL_MAX
 
 
-def _read(what: str) -> Certificate:
-    return read_certificate(read_file(what, CERTIFICATE_LIMIT), "standard input" if what == "-" else what)
-
-
 @click.command("revoke")
 @click.argument("what", metavar="SERIAL|KEY-ID|FILE")
 @click.option("--reason", default="", metavar="TEXT", help="Why; the ledger keeps it.")
@@ -186,7 +181,7 @@ def revoke(settings: Settings, what: str, reason: str, kind: Kind, undo: bool) -
     """
     # Not by what is in the directory: there, somebody could put a file of somebody else's name.
     is_file = "/" in what or what.endswith(".pub")
-    certificate = _read(what) if is_file else None
+    certificate = read_signed(what) if is_file else None
     one = is_file or _serial(what)
     if not one:
         _check_word(what)

@@ -650,3 +650,21 @@ def test_a_database_that_cannot_be_written(lab: Lab, tmp_path: Path) -> None:
     assert done.stderr.decode().startswith(f"sshrec-ca: error: database {database} cannot be written\n")
     assert not (tmp_path / "key-cert.pub").exists()
     lab.sshrec_ca(*words)
+
+
+@pytest.mark.root
+def test_what_root_alone_can_read_is_read_as_root(lab: Lab, tmp_path: Path) -> None:
+    """The auditor's certificate for the audit log's key, in root's own directory."""
+    private = tmp_path / "root"
+    private.mkdir(mode=0o700)
+    public = Path(shutil.copy(lab.authority_dir / "keys" / "audit.pub", private / "audit.pub"))
+    identity = (lab.authority_dir / "public" / "allowed_signers").read_text().split()[0]
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", private / "ca"], check=True)
+    words = ("-I", "x", "-n", identity, "-V", "-5m:+1h", public)
+    subprocess.run(["ssh-keygen", "-q", "-s", private / "ca", *words], check=True)
+    kept = lab.authority_dir / "keys" / "audit-cert.pub"
+    try:
+        lab.sshrec_ca("audit-key", "--certificate", private / "audit-cert.pub")
+        assert kept.read_bytes() == (private / "audit-cert.pub").read_bytes()
+    finally:
+        kept.unlink(missing_ok=True)

@@ -1518,3 +1518,102 @@ def test_what_cannot_be_published_stops_nobody_from_looking(own: Authority, key:
     said = own("revoke", "joe")
     assert said.status != 0
     assert said.err.splitlines()[-1] == "hint: the ledger has it; sshrec-ca krl writes the list again"
+
+
+# ---- what a killed init, rotate or audit-key leaves ---------------------------------------------------------
+
+
+def test_an_init_that_did_not_come_to_the_audit_log_s_key(own: Authority) -> None:
+    before = own.ok("export", "--type", "user")
+    for path in own.keys.glob("audit*"):
+        path.unlink()
+    shutil.rmtree(own.public)
+    own.ok("init")
+    assert own.ok("export", "--type", "user") == before
+    assert own.ok("audit-key").split()[-1] in (own.keys / "audit.pub").read_text()
+    assert (own.public / "krl").exists()
+    assert refused(own, "init") == (77, f"{own.home} has its CAs already")
+
+
+def test_a_retired_key_that_was_not_removed(own: Authority) -> None:
+    private = (own.keys / "user_ca").read_bytes()
+    assert own("rotate", "user", "--now").status == own("rotate", "user", "--retire").status == 0
+    (own.keys / "user_ca").write_bytes(private)  # as if rotate had been killed behind the ledger
+    (own.keys / ".sshrec-abc").mkdir(0o700)  # as if it had been while it made the new one
+    (own.keys / ".sshrec-abc" / "key").write_bytes(private)
+    own.ok("status")
+    assert sorted(path.name for path in own.keys.iterdir() if "gateway" not in path.name) == [
+        *("audit", "audit.pub", "host_ca", "host_ca.pub", "user_ca.2", "user_ca.2.pub")
+    ]
+
+
+def audit_key(authority: Authority) -> tuple[str, ...]:
+    """The key that signs the audit log by its private key, by its public one and by what auditors have."""
+    private = ssh_keygen("-y", "-f", authority.keys / "audit").split()[1]
+    public = (authority.keys / "audit.pub").read_text().split()[1]
+    return private, public, (authority.public / "allowed_signers").read_text().split()[-1]
+
+
+@pytest.mark.parametrize(
+    "moved", [(), ("audit",)], ids=["before the key is replaced", "between key and public key"]
+)
+def test_a_renewal_of_the_audit_log_s_key_that_was_killed(own: Authority, moved: tuple[str, ...]) -> None:
+    names = ("audit", "audit.pub")
+    before = {name: (own.keys / name).read_bytes() for name in names}
+    assert own("audit-key", "--renew").status == 0
+    wanted = audit_key(own)
+    for name in set(names) - set(moved):
+        following = own.keys / name.replace("audit", "audit.new")
+        (own.keys / name).rename(following)
+        (own.keys / name).write_bytes(before[name])
+        (own.keys / name).chmod(0o600)
+    own.ok("ls", "--json")
+    assert audit_key(own) == wanted
+    assert len(set(wanted)) == 1
+    assert not list(own.keys.glob("audit.new*"))
+
+
+def test_a_renewal_of_the_audit_log_s_key_that_auditors_never_heard_of(own: Authority) -> None:
+    wanted = audit_key(own)
+    make_key(own.keys / "audit.new")
+    own.ok("ls", "--json")
+    assert (audit_key(own), list(own.keys.glob("audit.new*"))) == (wanted, [])
+
+
+def test_renew_the_audit_log_s_key(own: Authority) -> None:
+    first = audit_key(own)
+    said = own("audit-key", "--renew")
+    assert (said.status, said.err[:50]) == (0, f"SHA256:{said.err[7:50]}")
+    second = audit_key(own)
+    assert (len(set(second)), second == first) == (1, False)
+    old, new = said.out.splitlines()
+    assert re.search(r',valid-before="(\d+Z)" ', old)[1] == re.search(r' valid-after="(\d+Z)",', new)[1]  # type: ignore[index]
+    allowed = own.public / "allowed_signers"
+    allowed.write_text(allowed.read_text().replace('valid-after="20', 'valid-after="30'))
+    status, words = refused(own, "audit-key", "--renew")
+    assert (status, words[:29]) == (77, "the key that signs is good fr")
+    allowed.unlink()
+    assert refused(own, "audit-key") == (66, f"{allowed} does not exist")
+
+
+def test_a_certificate_of_the_audit_log_s_key(own: Authority, tmp_path: Path) -> None:
+    def certified(identity: str) -> Path:
+        public = Path(shutil.copy(own.keys / "audit.pub", tmp_path / f"{identity}.pub"))
+        ssh_keygen("-q", "-s", tmp_path / "auditor", "-I", "x", "-n", identity, "-V", "-5m:+1d", public)
+        return beside(public)
+
+    make_key(tmp_path / "auditor")
+    good = certified(f"audit@{socket.gethostname().lower()}")
+    fingerprint = ssh_keygen("-l", "-f", own.keys / "audit.pub").split()[1]
+    assert refused(own, "audit-key", "--certificate", certified("audit@elsewhere"))[0] == 65
+    assert refused(own, "audit-key", "--certificate", own.keys / "audit.pub") == (
+        65,
+        f"{own.keys}/audit.pub is no certificate",
+    )
+    said = own("audit-key", "--certificate", good)
+    assert said.status == 0
+    assert (own.keys / "audit-cert.pub").read_text() == good.read_text()
+    assert own("audit-key", "--renew").status == 0
+    assert not (own.keys / "audit-cert.pub").exists()
+    assert refused(own, "audit-key", "--certificate", good)[1].startswith("that is no certificate of SHA256:")
+    assert fingerprint not in own("audit-key", "--certificate", good).err

@@ -84,6 +84,11 @@ def missing(contender: Contender) -> str | None:
     return None
 
 
+def _stays(pid: int) -> bool:
+    """Whether a process is sshrecd's for as long as that runs: the audit log's writer."""
+    return accounting.program(pid) == "sshrec-audit"
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """A contender that is ready. `words`: the client's, before the command.
@@ -119,7 +124,7 @@ class Route:
         """Who is at work on the bastion for it: what is no sshd, ssh or sshrecd is recorder."""
         found: dict[Role, list[int]] = {role: [] for role in ROLES}
         if self.daemon is not None:
-            found["daemon"].append(self.daemon)
+            found["daemon"] += [self.daemon, *filter(_stays, accounting.children(self.daemon))]
         for pid in self._sessions():
             program = accounting.program(pid)
             role: Role = "ssh" if program == "ssh" else "sshd" if program.startswith("sshd") else "recorder"
@@ -127,7 +132,8 @@ class Route:
         return found
 
     def _sessions(self) -> list[int]:
-        return accounting.descendants(pid for pid in (self.bastion, self.daemon) if pid is not None)
+        found = accounting.descendants(pid for pid in (self.bastion, self.daemon) if pid is not None)
+        return [pid for pid in found if not _stays(pid)]
 
     def cpu(self) -> dict[Role, float]:
         """CPU seconds of them so far, by role."""

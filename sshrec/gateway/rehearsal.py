@@ -14,10 +14,12 @@ import termios
 from pathlib import Path
 
 from sshrec.access.policy import Place, authorise, locate
+from sshrec.audit.client import Sender
 from sshrec.config import Config
 from sshrec.gateway import handoff, network, request, terminal
 from sshrec.gateway.hop import under_pty, with_pipes
 from sshrec.gateway.relay import Loop, Pump
+from sshrec.gateway.trail import Trail
 from sshrec.gateway.visit import Visit
 from sshrec.openssh import certificate, client
 from sshrec.recording import asciicast
@@ -46,6 +48,7 @@ def rehearse(config: Config) -> None:
         _arrive()
         _decide(config)
         _relay()
+        _log()
     for _ in range(3):
         _hop()
 
@@ -99,6 +102,26 @@ def _relay() -> None:
     recorder.close(2, 0, Outcome("exit", status=0))
     for fd in (*source, *sink):
         os.close(fd)
+
+
+def _log() -> None:
+    facts = {
+        "session": "0" * 26,
+        "user": "root",
+        "uid": 0,
+        "login": "root",
+        "host": "web1",
+        "client": "192.0.2.1 1",
+    }
+    facts |= {"target": "root@web1", "kind": "exec", "terminal": False, "rule": "nodes", "recording": "proxy"}
+    sender = Sender(Path("/nonexistent"))
+    trail = Trail(sender, Loop(), facts)
+    size = Winsize(80, 24)
+    trail.started(size, "192.0.2.2 22")
+    trail.resized(size)
+    trail.synced((1, "0" * 64), 1, 1)
+    trail.tick()
+    sender.close()
 
 
 def _hop() -> None:

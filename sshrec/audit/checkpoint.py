@@ -39,8 +39,8 @@ class CheckpointSigner(Protocol):
 class Checkpoints:
     """What the next checkpoint must say, and when it is due. Times are monotonic seconds."""
 
-    def __init__(self, host: str, boot_id: str) -> None:
-        self._host, self._boot_id = host, boot_id
+    def __init__(self, host: str, boot_id: str, grown_seconds: float = GROWN_SECONDS) -> None:
+        self._host, self._boot_id, self._grown = host, boot_id, grown_seconds
         self._heads: dict[str, tuple[int, str]] = {}  # of live sessions
         self._final: dict[str, tuple[int, str]] = {}  # of those that ended since the checkpoint before
         self._shown: dict[str, tuple[int, str]] = {}  # what the checkpoint before said
@@ -53,12 +53,12 @@ class Checkpoints:
         """A live recording has this newest durable seal."""
         if self._heads.get(session) != (n, digest):
             self._heads[session] = (n, digest)
-            self._due = min(self._due, now + GROWN_SECONDS)
+            self._due = min(self._due, now + self._grown)
 
     def logged(self, event: Fields, now: float) -> None:
         """An event is in the log."""
         urgent = event["event"] in _URGENT
-        self._due = min(self._due, now + (URGENT_SECONDS if urgent else GROWN_SECONDS))
+        self._due = min(self._due, now + (URGENT_SECONDS if urgent else self._grown))
         if event["event"] == "session.end" and isinstance(sid := event.get("sid"), str):
             last = self._heads.pop(sid, None)
             n, digest = event.get("seal"), event.get("seal_sha256")
@@ -91,7 +91,7 @@ class Checkpoints:
         heads = self._taken
         self._shown = {sid: head for sid, head in {**self._shown, **heads}.items() if sid in self._heads}
         self._final = {sid: head for sid, head in self._final.items() if sid not in heads}
-        self._due = now + GROWN_SECONDS if self._final else math.inf
+        self._due = now + self._grown if self._final else math.inf
 
     def signed(self, signature: Signature) -> dict[str, Any]:
         """The event of a signature that came."""
@@ -108,5 +108,5 @@ class Checkpoints:
     def failed(self, now: float) -> None:
         """No signature came: try again, but hold nobody back too often."""
         self._failures += 1
-        self._not_before = now + min(GROWN_SECONDS * 2**self._failures, BACKOFF_SECONDS)
-        self._due = min(self._due, now + GROWN_SECONDS)
+        self._not_before = now + min(self._grown * 2**self._failures, BACKOFF_SECONDS)
+        self._due = min(self._due, now + self._grown)

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from sshrec.audit.appender import GROUP_BYTES, Appender
-from sshrec.audit.checkpoint import SIGN_SECONDS, Checkpoints, CheckpointSigner
+from sshrec.audit.checkpoint import GROWN_SECONDS, SIGN_SECONDS, Checkpoints, CheckpointSigner
 from sshrec.audit.client import PACKET_MAX
 from sshrec.audit.event import AuditError, check
 from sshrec.errors import ConfigError, DataError, SshrecError, describe
@@ -75,14 +75,15 @@ class Writer:
         leave: int,
         parent: int | None = None,
         signer: CheckpointSigner | None = None,
+        grown_seconds: float = GROWN_SECONDS,
     ) -> None:
         self._appender = Appender(directory)
         self._path, self._senders = path, senders
         self._leave, self._parent, self._signer = leave, parent, signer
-        self._checkpoints = Checkpoints(os.uname().nodename, _boot_id())
+        self._checkpoints = Checkpoints(os.uname().nodename, _boot_id(), grown_seconds)
         self._peers: dict[int, _Peer] = {}
         self._poll = select.epoll()
-        self._failing = False
+        self._failing = self._unsigned = False
 
     # ---- beginning and end ------------------------------------------------------------------------------
 
@@ -249,9 +250,14 @@ class Writer:
             try:
                 signature = signer.sign(self._appender.last[:-1], SIGN_SECONDS)
             except SshrecError as error:
-                log.warning("a checkpoint is not signed: %s", error)
+                if not self._unsigned:
+                    log.warning("a checkpoint is not signed: %s", error)
+                self._unsigned = True
                 self._checkpoints.failed(time.monotonic())
                 return
+            if self._unsigned:
+                log.warning("checkpoints are signed again")
+            self._unsigned = False
             self._appender.append([{**self._checkpoints.signed(signature), "sender_uid": os.geteuid()}])
         except AuditError as error:
             self._complain(error)

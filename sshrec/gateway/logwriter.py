@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sshrec.audit.writer import Writer
 from sshrec.config import Config
+from sshrec.gateway.notary import Notary
 
 AGAIN_SECONDS = 1.0  # between two starts
 COMM = "sshrec-audit"  # what ps(1) calls it
@@ -71,8 +72,17 @@ class LogWriter:
             with contextlib.suppress(OSError):
                 Path("/proc/self/comm").write_text(COMM)
             above = os.pidfd_open(parent)
+            config = self._config
+            # Without an authority there is nobody who signs, and the chain is all there is.
+            signer = Notary(config.audit_dir, config.auth_socket) if config.authority_dir.is_dir() else None
             Writer(
-                self._config.audit_dir, self._config.audit_socket, senders=self._senders, leave=wake, parent=above
+                config.audit_dir,
+                config.audit_socket,
+                senders=self._senders,
+                leave=wake,
+                parent=above,
+                signer=signer,
+                grown_seconds=config.audit.checkpoint_interval,
             ).serve()
             status = 0
         except BaseException:

@@ -232,7 +232,7 @@ class Log:
                 hint = f"find out why; only then have {pinned} set right"
                 return Denied(f"the host key of {name} has changed: {self.host_key}", hint=hint)
             if "revoked by file" in said or "is marked as revoked" in said:
-                hint = f"its key was stolen, or the CA that vouched for it retired; an administrator knows: {enrol}"
+                hint = f"its key was stolen, or its CA retired; an administrator knows, and may enrol it: {enrol}"
                 return Denied(f"the host key of {name} is revoked: {self.host_key}", hint=hint)
             if "not a listed principal" in said or "ertificate invalid" in said:
                 hint = f"{self.messages[0]}; an administrator gives it a new one: {enrol}"

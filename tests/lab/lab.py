@@ -98,6 +98,7 @@ class Lab:
         self._credentials: set[bytes] = set()  # of all laptops there ever were
         self._undo = contextlib.ExitStack()
         self._sshrecd: subprocess.Popen[bytes] | None = None
+        self._authd: subprocess.Popen[bytes] | None = None
         self._spawned: list[pexpect.spawn[bytes]] = []
 
     # -- from nothing to a running bastion ---------------------------------------------------------
@@ -149,10 +150,9 @@ class Lab:
         )
         self.write_config()
         self.authority_dir.mkdir(mode=0o755)
-        if self.several_uids:
-            owner = self.account("sshrec-auth")
-            os.chown(self.authority_dir, owner.uid, owner.gid)
+        self._own(self.authority_dir, "sshrec-auth")
         self.sshrec_ca("init")
+        self.start_authd()
         self.authority = people.Authority(self.sshrec_ca, self.authority_dir / "keys", self._laptop_env)
 
         for name in _TARGETS:
@@ -476,8 +476,7 @@ class Lab:
             if not directory.exists():
                 directory.mkdir()
                 directory.chmod(mode)
-                if self.several_uids:
-                    os.chown(directory, sshrec.uid, sshrec.gid)
+                self._own(directory, "sshrec")
         argv = [*prefix, str(self.installation.programs / "sshrecd"), "--config", str(self.config)]
         own = {"uid": sshrec.uid, "gid": sshrec.gid} if self.several_uids else {}
         process = parts.start(argv, self.sshrec_env(), self.directory / "sshrecd.log", **own)
@@ -504,6 +503,28 @@ class Lab:
         own: dict[str, Any] = {"user": account.uid, "group": account.gid} if self.several_uids else {}
         limit = "unlimited" if size is None else size
         subprocess.run(["prlimit", f"--pid={pid}", f"--fsize={limit}:"], check=True, timeout=20, **own)
+
+    def start_authd(self) -> None:
+        """Start the auth service and wait until it listens; as root, it becomes sshrec-auth by itself."""
+        argv = [str(self.installation.programs / "sshrec-authd"), "--config", str(self.config)]
+        self.run_dir.mkdir(exist_ok=True)
+        self._own(self.run_dir, "sshrec")
+        env = {**self._laptop_env, **self._bytecode()}
+        self._authd = process = parts.start(argv, env, self.directory / "authd.log")
+        path = self.directory / "run-auth" / "auth.sock"
+        self.wait(lambda: process.poll() is not None or path.exists(), "sshrec-authd to listen")
+        if process.poll() is not None:
+            raise LabError(f"sshrec-authd ended with exit code {process.returncode}\n{self.logs()}")
+
+    def stop_authd(self) -> None:
+        """End the auth service."""
+        if self._authd is not None:
+            parts.stop(self._authd)
+            self._authd = None
+
+    def _own(self, path: Path, account: str) -> None:
+        if self.several_uids:
+            os.chown(path, self.account(account).uid, self.account(account).gid)
 
     def stop_sshrecd(self, signal_number: int = signal.SIGTERM) -> int | None:
         """End the daemon; its exit code, or None if it was not running. Live sessions are its own affair."""
@@ -585,7 +606,7 @@ class Lab:
         roots |= {server.pid for server in self.sshds.values()}
         if self._sshrecd:
             roots |= {self._sshrecd.pid, *processes.children(self._sshrecd.pid, "sshrec-audit")}
-        return roots
+        return roots | ({self._authd.pid} if self._authd else set())
 
     def processes(self) -> list[processes.Process]:
         """Every process of a session: all that belong to the lab but its servers and agents."""
@@ -657,6 +678,7 @@ class Lab:
         for server in self.sshds.values():
             server.stop()
         self.stop_sshrecd()
+        self.stop_authd()
         for laptop in self.laptops.values():
             laptop.close()
         self.sshds.clear()

@@ -274,8 +274,8 @@ class Live:
             if self._outcome is not None:
                 ran = self._hop is not None
                 self._trail.ended(self._file.path, self._outcome, self._recorder.counts, ran=ran)
-        except RecordingError:
-            log.exception("%s: the end of the recording is not durable", self._session)
+        except (SshrecError, OSError):
+            log.exception("%s: the end of the recording is not durable, or not logged", self._session)
         self._trail.close()
 
     @property

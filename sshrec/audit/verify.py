@@ -50,7 +50,8 @@ class Known:
 class Report:
     """What came out. `signed`: how many lines a good signature covers; `lines`: how many there are.
 
-    `time`: of the last signed checkpoint, Unix seconds; `anchored`: whether an anchor was found in the log.
+    `time`: of the last signed checkpoint, Unix seconds; `anchored`: how many anchors were found in the log;
+    `begins`: the first line's time, as it stands there.
     """
 
     lines: int = 0
@@ -58,6 +59,7 @@ class Report:
     signatures: int = 0
     time: float | None = None
     anchored: int = 0
+    begins: str = ""
     problems: list[str] = field(default_factory=list)
     sessions: dict[str, Known] = field(default_factory=dict)
     unsigned: set[str] = field(default_factory=set)  # sessions that only the unsigned end knows
@@ -67,10 +69,11 @@ class Report:
         return not self.problems
 
 
-def verify_log(lines: Iterable[Line | Problem], check: Check, anchors: Iterable[Anchor] = ()) -> Report:
+def verify_log(lines: Iterable[Line | Problem], check: Check | None, anchors: Iterable[Anchor] = ()) -> Report:
     """Read a log, as `read_log` gives it, to its end. Memory grows with the number of seals it names.
 
     A signature covers everything before it, for each line has the hash of the one before: so all are checked.
+    Without `check` nobody's signature counts, and whatever the log says is taken as known.
     """
     report = Report()
     wanted = {anchor.n: anchor.sha256 for anchor in anchors}
@@ -83,16 +86,20 @@ def verify_log(lines: Iterable[Line | Problem], check: Check, anchors: Iterable[
             checkpoint = None
             continue
         report.lines = line.n + 1
+        report.begins = report.begins or str(line.fields["time"])
         if (digest := wanted.pop(line.n, None)) is not None:
             report.anchored += 1
             if digest != line.digest:
                 _tell(
                     report, f"line {line.n} is not the one that was anchored: the log was rolled back, or changed"
                 )
-        open_part.append(line)
+        if check is None:
+            _learn(report, line)
+        else:
+            open_part.append(line)
         if line.event == "checkpoint":
             checkpoint = line
-        elif line.event == "checkpoint.signature" and checkpoint is not None:
+        elif check is not None and line.event == "checkpoint.signature" and checkpoint is not None:
             if _good(report, checkpoint, line, check):
                 for covered in open_part:
                     _learn(report, covered)

@@ -23,8 +23,11 @@ from typing import Any
 
 import click
 
+from sshrec.audit.verify import Report
+from sshrec.audit.weigh import heads_wanted, missing, weigh
 from sshrec.cli.ls import GREEN, RED, size
 from sshrec.cli.main import Settings, colour
+from sshrec.cli.verify_log import evidence
 from sshrec.duration import Duration
 from sshrec.errors import NotFound, SshrecError, UsageError
 from sshrec.recording.verification import Gap, Problem, State, Verdict, verify_path
@@ -44,11 +47,15 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One recording to verify. `root`: of the store where it was found by its id, None for a file."""
+    """One recording to verify. `root`: of the store where it was found by its id, None for a file.
+
+    `heads`: at which numbers of seals the audit log knows the chain.
+    """
 
     name: str
     path: Path
     root: Path | None = None
+    heads: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +68,21 @@ class Result:
     torn: bool
 
 
+_PATH = click.Path(path_type=Path)
+
+
 @click.command("verify")
 @click.argument("recordings", nargs=-1, metavar="[FILE|ID]...")
 @click.option("-a", "--all", "everything", is_flag=True, help="Verify every recording of the store.")
 @click.option("--since", metavar="TIME", help="Verify those begun since then: 7d, 2026-11-23, or RFC 3339.")
 @click.option(
     "-j", "--jobs", type=click.IntRange(1, 1024), metavar="N", help="Use N processes.  [default: all CPUs]"
+)
+@click.option("--log", metavar="DIR", type=_PATH, help="Hold them against this audit log, not this host's.")
+@click.option("--no-log", is_flag=True, help="Hold them against no audit log.")
+@click.option("--allowed-signers", "signers", metavar="FILE", type=_PATH, help="Who may have signed the log.")
+@click.option(
+    "--anchor", "anchors", metavar="FILE", type=_PATH, multiple=True, help="Lines of it, kept elsewhere."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 @click.pass_obj
@@ -76,32 +92,50 @@ def command(
     everything: bool,
     since: str | None,
     jobs: int | None,
+    log: Path | None,
+    no_log: bool,
+    signers: Path | None,
+    anchors: tuple[Path, ...],
     as_json: bool,
 ) -> int:
-    """Prove that recordings are what was sealed.
+    """Prove that recordings are what was sealed, and what the audit log has of them.
 
     \b
     COMPLETE    from its header to its end it is what was sealed
     INCOMPLETE  so is what is there, but it is live, or has no proper end
-    BAD         it was changed, or is none of ours; with the place
+    BAD         it was changed, or is none of ours, or is missing; with the place
 
     The status is 0 where all are COMPLETE, 1 where any is BAD, else 3; 66 where there is no such recording.
     """
     if bool(recordings) == (everything or since is not None):
         raise UsageError("name recordings, or say --all or --since", hint="see: sshrec verify --help")
     store = Store(settings.config.recordings_dir) if everything or since else None
+    since_ms = _since(since) if since else 0
     if store is not None:
-        tasks = _stored(store, _since(since) if since else 0)
+        tasks = _stored(store, since_ms)
         if not tasks:
             click.echo(
                 f"no recordings in {store.root}" + (f" since {printable(since)}" if since else " yet"), err=True
             )
     else:
         tasks = [_named(settings, name) for name in recordings]
+    asked = bool(log or signers or anchors)
+    # A file from anywhere is held against a log only where one is named.
+    found = None
+    if not no_log and (asked or all(task.root for task in tasks)):
+        found = evidence(settings, log, signers, anchors, needed=asked)
+    if found is not None:
+        tasks = [replace(task, heads=heads_wanted(found.report.sessions.get(_session(task)))) for task in tasks]
+        if not as_json:
+            for line in found.lines():
+                click.echo(line, err=not line.startswith("BAD"))
     progress = Progress(tasks)
     states: Counter[State] = Counter()
     document = []
-    for result in _verified(tasks, jobs or len(os.sched_getaffinity(0)), progress):
+    results = _verified(tasks, jobs or len(os.sched_getaffinity(0)), progress)
+    if found is not None:
+        results = _weighed(results, found.report, since_ms if store is not None else None)
+    for result in results:
         states[result.verdict.state] += 1
         progress.clear()
         if as_json:
@@ -110,11 +144,30 @@ def command(
             click.echo(_line(result))
     progress.clear()
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, "recordings": document}, indent=2, ensure_ascii=True))
+        shown = {"schema": SCHEMA, "recordings": document} | ({"log": found.as_object()} if found else {})
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=True))
     if len(tasks) > 1:
-        shown = ", ".join(f"{states[state]} {state.value.lower()}" for state in State)
-        click.echo(f"{len(tasks)} recordings: {shown}", err=True)
-    return EXIT_BAD if states[State.BAD] else EXIT_INCOMPLETE if states[State.INCOMPLETE] else 0
+        counts = ", ".join(f"{states[state]} {state.value.lower()}" for state in State)
+        click.echo(f"{states.total()} recordings: {counts}", err=True)
+    bad = states[State.BAD] or (found is not None and not found.report.good)
+    return EXIT_BAD if bad else EXIT_INCOMPLETE if states[State.INCOMPLETE] else 0
+
+
+def _session(task: Task) -> str:
+    """The session that a task's name says it is."""
+    return task.path.name.partition(".")[0]
+
+
+def _weighed(results: Iterator[Result], report: Report, since_ms: float | None) -> Iterator[Result]:
+    """The results with the log's word on them; behind them, of a whole store, those that are missing."""
+    there = set()
+    for result in results:
+        there.add(result.verdict.session or result.name)
+        yield replace(result, verdict=weigh(result.verdict, report))
+    if since_ms is not None:
+        for verdict in missing(report, frozenset(there), since_ms):
+            session = str(verdict.session)
+            yield Result(session, Path(session), verdict, False)
 
 
 def _named(settings: Settings, name: str) -> Task:
@@ -205,25 +258,25 @@ def check(task: Task, progress: Callable[[int], object] | None = None) -> Result
     path = task.path
     session = task.name if task.root else None
     try:
-        verdict = _verify(path, session, progress)
+        verdict = _verify(task, path, session, progress)
         if verdict.gap and verdict.gap.why in _OPEN:
             # Where nobody writes to it now, it may just have ended.
             live = _locked(path)
-            verdict = replace(verdict, gap=Gap("live")) if live else _verify(path, session, None)
+            verdict = replace(verdict, gap=Gap("live")) if live else _verify(task, path, session, None)
     except NotFound as error:
         if task.root is None:
             raise
         try:
             path = Store(task.root).current(task.name)  # packed, since its name was read
-            verdict = _verify(path, session, progress)
+            verdict = _verify(task, path, session, progress)
         except NotFound:
             verdict = Verdict(State.BAD, session, problem=Problem(f"it is gone: {error}", 0, 0, 0.0))
     torn = path.with_name(f"{path.name.partition('.')[0]}.torn")
     return Result(task.name, path, verdict, torn != path and torn.exists())
 
 
-def _verify(path: Path, session: str | None, progress: Callable[[int], object] | None) -> Verdict:
-    return verify_path(path, session, progress=progress)
+def _verify(task: Task, path: Path, session: str | None, progress: Callable[[int], object] | None) -> Verdict:
+    return verify_path(path, session, heads=task.heads, progress=progress)
 
 
 def _locked(path: Path) -> bool:

@@ -1,0 +1,72 @@
+"""Holds a recording's verdict against what the audit log knows of it. Values in, a verdict out.
+
+A chain of seals can be made anew by whoever can write the file; what a signed log has of it, can not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from sshrec.audit.verify import Known, Report
+from sshrec.recording.verification import Gap, Problem, State, Verdict
+from sshrec.session import started
+
+
+def heads_wanted(known: Known | None) -> frozenset[int]:
+    """What a verification is to remember, for `weigh`: how many seals there were at each head of the log."""
+    return frozenset(n + 1 for n in known.heads) if known else frozenset()
+
+
+def weigh(verdict: Verdict, report: Report) -> Verdict:
+    """The verdict on one recording, once the log was asked too. What was BAD without it stays so."""
+    session = verdict.session
+    if verdict.state is State.BAD or session is None:
+        return verdict
+    known = report.sessions.get(session)
+    if known is None:
+        if session in report.unsigned:
+            return _incomplete(verdict, "unsigned", "the audit log is not signed that far")
+        if _before(session, report.begins):
+            return _incomplete(verdict, "unlogged", "it is older than the audit log")
+        return _bad(verdict, 0, "the audit log knows nothing of this session")
+    for n, digest in sorted(known.heads.items()):
+        head = verdict.head_at(n + 1)
+        if head is None:
+            return _bad(verdict, verdict.seals, f"its end was cut off: the audit log has seal {n} of it")
+        if head != digest:
+            return _bad(verdict, n, "the audit log has another seal here: this is not what was recorded")
+    if known.last is not None and verdict.seals != known.last + 1:
+        return _bad(verdict, known.last + 1, f"the audit log has it closed by seal {known.last}")
+    if known.last is None and verdict.state is State.COMPLETE:
+        return _incomplete(verdict, "unsigned", "its end is in no signed part of the audit log")
+    return verdict
+
+
+def missing(report: Report, there: frozenset[str], since_ms: float = 0) -> list[Verdict]:
+    """Verdicts on sessions that the log has, and nobody else: BAD, unless their removal is in the log."""
+    return [
+        Verdict(
+            State.BAD, session, problem=Problem("there is no recording of it, and no removal in the log", 0, 0, 0)
+        )
+        for session, known in sorted(report.sessions.items())
+        if session not in there and known.deleted is None and known.started and started(session) >= since_ms
+    ]
+
+
+def _before(session: str, begins: str) -> bool:
+    try:
+        return started(session) / 1000 < datetime.fromisoformat(begins).timestamp()
+    except ValueError:
+        return False
+
+
+def _bad(verdict: Verdict, chunk: int, what: str) -> Verdict:
+    at = verdict.sealed if chunk == verdict.seals else 0
+    return replace(verdict, state=State.BAD, problem=Problem(what, chunk, at, 0.0), gap=None)
+
+
+def _incomplete(verdict: Verdict, why: str, detail: str) -> Verdict:
+    if verdict.state is State.INCOMPLETE:
+        return verdict
+    return replace(verdict, state=State.INCOMPLETE, gap=Gap(why, detail))

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
+from collections import deque
 from pathlib import Path
+
+_LINKS = 40  # on the way: path_resolution(7)
 
 
 def replace_file(path: Path, data: bytes, mode: int) -> None:
-    """Put `data` under a name, durably; a link of that name is replaced, never followed. OSError names `path`."""
+    """Put `data` under a name, durably; a link of that name is replaced, never followed. OSError names `path`.
+
+    Nor is a link followed on the way there that is neither root's nor ours: its owner could turn it elsewhere
+    behind every check.
+    """
     try:
         _replace(path, data, mode)
     except OSError as error:  # what it has is the temporary file's name
@@ -17,7 +26,7 @@ def replace_file(path: Path, data: bytes, mode: int) -> None:
 
 
 def _replace(path: Path, data: bytes, mode: int) -> None:
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    directory = open_directory(path.parent)
     name = f".sshrec-{secrets.token_hex(8)}"
     try:
         file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory)
@@ -35,3 +44,29 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def open_directory(path: Path) -> int:
+    """A descriptor of it, come to step by step: the kernel would follow anybody's links. OSError."""
+    steps = deque(path.absolute().parts)
+    links, at = 0, os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        while steps:
+            name = steps.popleft()
+            found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            status = os.fstat(found)
+            if stat.S_ISLNK(status.st_mode):
+                target = os.readlink("", dir_fd=found)
+                os.close(found)
+                links += 1
+                if links > _LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                if status.st_uid not in (0, os.geteuid()):
+                    raise OSError(errno.ELOOP, "a link on the way there is somebody else's")
+                steps.extendleft(reversed(Path(target).parts))
+                continue
+            os.close(at)
+            at = found
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        os.close(at)

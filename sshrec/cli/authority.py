@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from sshrec import privileges
-from sshrec.atomic import replace_file
+from sshrec.atomic import open_directory, replace_file
 from sshrec.authority import revocation
 from sshrec.authority.certificates import Asker
 from sshrec.authority.keys import Keys
@@ -152,7 +152,7 @@ def check_output(path: Path, what: str = "certificate", fits: Callable[[bytes], 
     try:
         status = path.lstat()
         if stat.S_ISREG(status.st_mode):
-            with path.open("rb") as file:
+            with open(path, "rb", opener=_open_as_it_is) as file:
                 data = file.read(CERTIFICATE_LIMIT + 1)
     except FileNotFoundError:
         if not path.parent.is_dir():
@@ -169,6 +169,15 @@ def check_output(path: Path, what: str = "certificate", fits: Callable[[bytes], 
         raise UsageError(f"{shown} is there and is no {what}", hint="nothing is overwritten")
     if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
         raise UsageError(f"cannot write in {parent}")
+    try:
+        os.close(open_directory(path.parent))
+    except OSError as error:
+        raise UsageError(f"cannot write in {parent}: {describe(error)}") from error
+
+
+def _open_as_it_is(path: str, flags: int) -> int:
+    """What has become of the regular file that was there is not followed, nor waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def write_certificate(path: Path, certificate: Certificate) -> None:

@@ -17,6 +17,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sshrec.cli.authority import check_output
 from sshrec.cli.ca import sshrec_ca
 from sshrec.cli.main import run
+from sshrec.errors import UsageError
 from sshrec.openssh.certificate import read_certificate
 from sshrec.openssh.public_key import from_wire, wire_string
 from tests.lab.parts import wait
@@ -1617,3 +1620,40 @@ def test_a_certificate_of_the_audit_log_s_key(own: Authority, tmp_path: Path) ->
     assert not (own.keys / "audit-cert.pub").exists()
     assert refused(own, "audit-key", "--certificate", good)[1].startswith("that is no certificate of SHA256:")
     assert fingerprint not in own("audit-key", "--certificate", good).err
+
+
+def test_an_output_that_becomes_a_fifo_while_it_is_looked_at_is_not_waited_for(tmp_path: Path) -> None:
+    path, fifo, regular = (tmp_path / name for name in ("key-cert.pub", "fifo", "regular"))
+    os.mkfifo(fifo)
+    regular.write_text("somebody's\n")
+    done = threading.Event()
+
+    def swap() -> None:
+        while not done.is_set():
+            for one in (regular, fifo):
+                os.link(one, tmp_path / "next")
+                os.rename(tmp_path / "next", path)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    try:
+        for _ in range(3000):
+            with contextlib.suppress(UsageError):
+                check_output(path)
+    finally:
+        done.set()
+        swapper.join()
+
+
+@pytest.mark.root
+def test_a_directory_that_its_owner_could_turn_elsewhere(authority: Authority, key: Path, tmp_path: Path) -> None:
+    """Root signs a person's key where it is; the person has a link there to a directory of root's."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".ssh").symlink_to(key.parent)
+    for path in (home, home / ".ssh"):
+        os.chown(path, 64999, 64999, follow_symlinks=False)
+    assert refused(authority, "sign", home / ".ssh" / "key.pub", *JOE, nearby=tmp_path) == (
+        64,
+        f"cannot write in {home}/.ssh: a link on the way there is somebody else's",
+    )

@@ -212,3 +212,43 @@ def test_a_stranger_can_check_the_log_with_ssh_keygen_and_coreutils(copy: Copy) 
     path.write_bytes(whole)
     copy.signers.write_text(copy.signers.read_text().replace("sshrec-checkpoint-v1", "another"))
     assert check().returncode == 1
+
+
+def test_while_the_auth_service_is_away_sessions_go_on_and_are_signed_later(lab: Lab) -> None:
+    lab.stop_authd()
+    try:
+        assert lab.ssh("-A", "bastion", "root@web1", "echo still here").stdout == b"still here\n"
+        session = packed(lab, 1)[0].name.partition(".")[0]
+        done = lab.sshrec("verify", session, check=False)
+        assert (done.returncode, b"unsigned" in done.stdout) == (3, True)
+    finally:
+        lab.start_authd()
+    lab.wait(
+        lambda: lab.sshrec("verify", session, check=False).returncode == 0, "what was missed to be signed", 90
+    )
+
+
+def test_a_log_that_was_changed_gets_no_further_signature(lab: Lab) -> None:
+    """Somebody with the recorder's rights takes back what was signed, and writes something else."""
+    lab.ssh("-A", "bastion", "root@web1", "true", check=True)
+    session = packed(lab, 1)[0].name.partition(".")[0]
+    lab.wait(lambda: lab.sshrec("verify", session, check=False).returncode == 0, "the end to be signed", 60)
+    memory = lab.authority_dir / "checkpoint.json"
+    before = memory.read_bytes()
+    log = max((lab.data_dir / "audit").glob("*.jsonl"))
+    whole, recorded = log.read_bytes(), set(lab.recordings())
+    lines = whole.splitlines(keepends=True)
+    lab.stop_sshrecd()
+    log.write_bytes(b"".join(lines[:-3]))  # back to before the last checkpoint
+    try:
+        lab.start_sshrecd()
+        lab.ssh("-A", "bastion", "root@web1", "true", check=True)
+        lab.wait(lambda: "a checkpoint is not signed" in lab.logs(200), "the refusal", 30)
+        assert memory.read_bytes() == before
+    finally:
+        packed(lab, len(recorded) + 1)
+        lab.stop_sshrecd()
+        log.write_bytes(whole)
+        for path in set(lab.recordings()) - recorded:  # what the log that is back knows nothing of
+            path.unlink()
+        lab.start_sshrecd()

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -33,6 +34,7 @@ _RUN_NAME_MAX = len("/") + 26 + len(".new/control")
 
 
 _HALF_A_DAY, _DAY, _YEAR, _FIVE_YEARS = map(Duration.parse, ("12h", "1d", "1y", "5y"))
+_TEN_MINUTES = Duration.parse("10m")
 
 T = TypeVar("T")
 
@@ -188,6 +190,41 @@ class Authority:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sink:
+    """Where the audit log goes besides its own files."""
+
+    name: Annotated[str, _doc("What it is called, in messages and in the file that says what it has got.")]
+    type: Annotated[
+        Literal["syslog", "http", "stdout"],
+        _doc(
+            "syslog: RFC 5424, the event's JSON as its message. http: POST of JSON lines, kept if the answer is "
+            "from 200 to 299. stdout: JSON lines on sshrecd's standard output, for systemd's journal."
+        ),
+    ]
+    address: Annotated[
+        str | None,
+        _doc(
+            "Of syslog: the path of a Unix socket (default: /dev/log), tcp://HOST[:PORT] or tls://HOST[:PORT]. Of "
+            "http: the URL. stdout has none."
+        ),
+    ] = None
+    required: Annotated[
+        bool, _doc("Refuse new sessions while this sink is behind for longer than max_lag. no: warn only.")
+    ] = False
+    max_lag: Annotated[
+        Duration, _doc("How old the oldest line may be that a required sink has not got yet.")
+    ] = _TEN_MINUTES
+    ca_file: Annotated[
+        Path | None,
+        _doc("The CAs, in PEM, that vouch for a tls:// or https:// receiver. Default: the system's."),
+    ] = None
+    token_file: Annotated[
+        Path | None,
+        _doc("A file with the token that http sends as Authorization: Bearer. sshrecd's user must read it."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
     """The audit log."""
 
@@ -201,6 +238,13 @@ class Audit:
     checkpoint_interval: Annotated[
         int, _doc("Seconds after which what the log has grown by is signed.", ge=1, le=3600)
     ] = 5
+    sinks: Annotated[
+        tuple[Sink, ...],
+        _doc(
+            "Where every line goes besides the log's own files, and an anchor of each checkpoint: in order, at "
+            "least once. What is off this host cannot be changed or rolled back on it."
+        ),
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +334,11 @@ class Config:
     def audit_dir(self) -> Path:
         """Where the audit log is."""
         return self.data_dir / "audit"
+
+    @property
+    def cursors_dir(self) -> Path:
+        """Where it is kept what the audit log's sinks have got."""
+        return self.data_dir / "audit-cursors"
 
     @property
     def audit_socket(self) -> Path:
@@ -456,6 +505,41 @@ def _check_nodes(nodes: Sequence[Node], name: str) -> None:
             raise ConfigError(f"{name}: {node_name!r} cannot be the name of a node")
 
 
+def _check_sinks(sinks: Sequence[Sink], name: str) -> None:
+    for sink_name, count in Counter(sink.name for sink in sinks).items():
+        if count > 1:
+            raise ConfigError(f"{name}: two sinks of audit.sinks are called {sink_name!r}")
+        if not _SINK.fullmatch(sink_name):
+            raise ConfigError(f"{name}: {sink_name!r} cannot be the name of a sink: letters, digits, _ and - only")
+    for sink in sinks:
+        where, address = f"{name}: audit sink {sink.name}", sink.address or ""
+        try:
+            url = urlsplit(address)
+            schemes = {"syslog": ("tcp", "tls"), "http": ("http", "https"), "stdout": ()}[sink.type]
+            usable = url.scheme in schemes and bool(url.hostname) and url.port != 0 and "@" not in url.netloc
+            usable = usable and address.isascii() and address.isprintable() and " " not in address
+        except ValueError:
+            usable = False
+        if sink.type == "syslog":
+            if address.startswith("udp:"):
+                raise ConfigError(
+                    f"{where}: UDP loses lines, and nobody can tell", hint="use tcp://HOST:PORT or tls://HOST:PORT"
+                )
+            plain = usable and not url.path and not url.query and not url.fragment
+            if address and not plain and not (address.startswith("/") and address.isprintable()):
+                raise ConfigError(f"{where}: {address!r} is no path, tcp://HOST:PORT or tls://HOST:PORT")
+        elif sink.type == "http" and not usable:
+            raise ConfigError(f"{where}: {address!r} is no URL such as https://HOST/PATH")
+        elif sink.type == "stdout" and address:
+            raise ConfigError(f"{where}: standard output has no address")
+        if sink.token_file and sink.type != "http":
+            raise ConfigError(f"{where}: only http sends a token")
+        if sink.token_file and url.scheme == "http" and url.hostname not in _LOOPBACK:
+            raise ConfigError(f"{where}: the token would cross the network in the clear", hint="use https://")
+        if sink.ca_file and url.scheme not in ("tls", "https"):
+            raise ConfigError(f"{where}: ca_file is for tls:// and https:// only")
+
+
 def _check(config: Config, name: str) -> None:
     _check_nodes(config.nodes, name)
     authority = config.authority
@@ -479,6 +563,7 @@ def _check(config: Config, name: str) -> None:
             raise ConfigError(f"{name}: authority.bastions: {bastion!r} is no address and no network") from None
     if config.audit.identity is not None and not _IDENTITY.fullmatch(config.audit.identity):
         raise ConfigError(f"{name}: audit.identity: {config.audit.identity!r} is no name such as audit@bastion")
+    _check_sinks(config.audit.sinks, name)
     if not _HOST_PATTERNS.fullmatch(authority.hosts):
         raise ConfigError(f"{name}: authority.hosts: {authority.hosts!r} is no pattern of known_hosts")
     room = _SOCKET_PATH_MAX - _RUN_NAME_MAX
@@ -491,6 +576,8 @@ def _check(config: Config, name: str) -> None:
             )
 
 
+_SINK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _IDENTITY = re.compile(r"[A-Za-z0-9@._+-]{1,100}")
 _HOST_PATTERNS = re.compile(r"!?[A-Za-z0-9.:*?_-]+(?:,!?[A-Za-z0-9.:*?_-]+)*")
 _PATH_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/+-")

@@ -30,6 +30,7 @@ from sshrec.gateway.ending import complaint
 from sshrec.gateway.housekeeper import Housekeeper
 from sshrec.gateway.logwriter import LogWriter
 from sshrec.gateway.rehearsal import rehearse
+from sshrec.gateway.shipper import Shipper
 from sshrec.gateway.worker import Worker, new_session
 from sshrec.storage.local import Store
 
@@ -72,6 +73,7 @@ class Daemon:
         self._channels: dict[int, int] = {}  # channel to pidfd
         self._housekeeper = Housekeeper(config, self._let_go)
         self._log_writer = LogWriter(config, self._let_go)
+        self._shipper = Shipper(config, self._let_go)
         self._rescanned = 0.0
         self._inventory = _stamp(config.inventory)
         self._stop = False
@@ -116,6 +118,8 @@ class Daemon:
                     self._housekept(fd)
                 elif fd == self._log_writer.pidfd:
                     self._log_unwritten(fd)
+                elif fd == self._shipper.pidfd:
+                    self._log_unshipped(fd)
                 elif fd == wake.fileno():
                     wake.recv(512)
             now = time.monotonic()
@@ -229,6 +233,7 @@ class Daemon:
             raise Unreachable(f"there are {len(self._workers)} sessions, and no more are allowed at once")
         if sum(worker.uid == uid for worker in self._workers.values()) >= limits.sessions_per_user:
             raise Unreachable(f"you have {limits.sessions_per_user} sessions, and no more are allowed at once")
+        self._shipper.expect_required()
         self._refresh_inventory()
         session = new_session()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -280,7 +285,7 @@ class Daemon:
         for worker in self._workers.values():
             worker.channel.close()
             os.close(worker.pidfd)
-        for pidfd in (self._housekeeper.pidfd, self._log_writer.pidfd):
+        for pidfd in (self._housekeeper.pidfd, self._log_writer.pidfd, self._shipper.pidfd):
             if pidfd is not None:
                 os.close(pidfd)
 
@@ -363,12 +368,19 @@ class Daemon:
             self._housekeep()
 
     def _write_log(self) -> None:
-        """See to it that somebody writes the audit log."""
+        """See to it that somebody writes the audit log, and that somebody takes it off the host."""
+        if self._shipper.check():
+            self._poll.register(self._shipper.pidfd or 0, select.POLLIN)
         if self._log_writer.check():
             self._poll.register(self._log_writer.pidfd or 0, select.POLLIN)
 
     def _log_unwritten(self, pidfd: int) -> None:
         if self._log_writer.ended():
+            self._poll.unregister(pidfd)
+            self._write_log()
+
+    def _log_unshipped(self, pidfd: int) -> None:
+        if self._shipper.ended():
             self._poll.unregister(pidfd)
             self._write_log()
 

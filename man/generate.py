@@ -21,6 +21,7 @@ import msgspec
 
 from sshrec.config import NOT_A_SETTING, Config
 from sshrec.duration import Duration
+from sshrec.size import Size
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "man/sshrec.yaml.5.in"
@@ -81,6 +82,8 @@ def _kind(kind: Any, meta: msgspec.Meta) -> str:
         return "yes | no"
     if kind is Duration:
         return "duration"
+    if kind is Size:
+        return "size"
     if kind is int:
         low, high = meta.ge, meta.le
         return "number" + (f" from {low}" if low is not None else "") + (f" to {high}" if high is not None else "")

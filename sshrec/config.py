@@ -25,6 +25,7 @@ import yaml
 from sshrec.duration import Duration
 from sshrec.errors import ConfigError, describe
 from sshrec.session import HOST, never_a_target
+from sshrec.size import Size
 from sshrec.trust import check_trust
 
 DEFAULT_PATH = Path("/etc/sshrec/sshrec.yaml")
@@ -127,6 +128,31 @@ class Limits:
             ge=0,
         ),
     ] = 16 * 1024 * 1024
+    disk_floor: Annotated[
+        int,
+        _doc(
+            "Percent of the file system of the recordings that must be free for a session to begin. 0: none.",
+            ge=0,
+            le=50,
+        ),
+    ] = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """What sshrec prune removes."""
+
+    age: Annotated[
+        Duration | None,
+        _doc("Recordings of sessions that began longer ago are removed. None: none is removed for its age."),
+    ] = None
+    size: Annotated[
+        Size | None,
+        _doc(
+            "What all recordings together may take on disk, such as 100GiB: the oldest are removed until they "
+            "do. None: as much as there is."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,9 +237,9 @@ class Sink:
     required: Annotated[
         bool, _doc("Refuse new sessions while this sink is behind for longer than max_lag. no: warn only.")
     ] = False
-    max_lag: Annotated[
-        Duration, _doc("How old the oldest line may be that a required sink has not got yet.")
-    ] = _TEN_MINUTES
+    max_lag: Annotated[Duration, _doc("How old the oldest line may be that a required sink has not got yet.")] = (
+        _TEN_MINUTES
+    )
     ca_file: Annotated[
         Path | None,
         _doc("The CAs, in PEM, that vouch for a tls:// or https:// receiver. Default: the system's."),
@@ -298,6 +324,10 @@ class Config:
         bool, _doc("Keep what people type and send, not only what targets show. Passwords are among it.")
     ] = False
     limits: Annotated[Limits, _doc("How much there may be of what.")] = Limits()
+    retention: Annotated[
+        Retention,
+        _doc("What sshrec prune removes of the recordings. Without any of these, nothing is ever removed."),
+    ] = Retention()
     hop: Annotated[Hop, _doc("How the onward ssh speaks to a target.")] = Hop()
     database: Annotated[
         str | None,
@@ -494,6 +524,8 @@ def _decode(kind: type, raw: Any) -> Any:
         return Path(raw)
     if kind is Duration and isinstance(raw, str):
         return Duration.parse(raw)
+    if kind is Size and isinstance(raw, str):
+        return Size.parse(raw)
     raise msgspec.ValidationError(f"Expected {kind.__name__}, got {type(raw).__name__}")
 
 

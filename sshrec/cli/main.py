@@ -24,6 +24,7 @@ _COMMANDS = {
     "kill": ("sshrec.cli.who:kill", "End a live session."),
     "ls": ("sshrec.cli.ls:command", "List recordings."),
     "play": ("sshrec.cli.play:command", "Play a recording in the terminal."),
+    "prune": ("sshrec.cli.prune:command", "Remove old recordings."),
     "verify": ("sshrec.cli.verify:command", "Prove that recordings are what was sealed."),
     "who": ("sshrec.cli.who:who", "List the sessions that live."),
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sshrec.errors import ConfigError, describe
+from sshrec.trust import check_trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ def become_owner(directory: Path, account: str, *, make: bool = False) -> Privil
         return Privileges(came, came, ())
     works = _owner(directory, account)
     if make:
+        # Or, before it is given away, somebody could have made it a link to another.
+        check_trust(next(path for path in directory.absolute().parents if path.exists()), {works[0]})
         _make(directory)
         os.chown(directory, *works)
     privileges = Privileges(came, works, tuple(os.getgroups()))

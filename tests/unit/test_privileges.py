@@ -104,6 +104,16 @@ def test_a_new_home_is_for_the_account(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root becomes somebody else")
+@pytest.mark.root
+def test_no_home_where_somebody_else_could_turn_it_into_another(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", OTHER, OTHER)
+    with pytest.raises(ConfigError, match="theirs can be changed by others than root and the caller"):
+        become_owner(tmp_path / "theirs" / "deep" / "home", "nobody", make=True)
+    assert list((tmp_path / "theirs").iterdir()) == []
+    assert os.geteuid() == 0
+
+
 def test_everybody_else_stays(tmp_path: Path) -> None:
     me = (os.geteuid(), os.getegid())
     assert become_owner(tmp_path / "home", "root", make=True) == Privileges(me, me, ())

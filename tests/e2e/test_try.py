@@ -26,13 +26,22 @@ def test_it_shows_a_session_the_list_and_the_replay() -> None:
     done = subprocess.run(_DEMO, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     shown = done.stdout.decode()
     assert (done.returncode, done.stderr.decode()) == (0, "")
-    _, session, command, listed, replay = re.split(r"^\$ ", shown, flags=re.MULTILINE)
+    _, session, command, listed, replay, certificates, proved = re.split(r"^\$ ", shown, flags=re.MULTILINE)
     assert session.startswith("ssh -t -A bastion root@web1\n")
     assert "│ line 1\n│ line 2\n│ line 3\n" in session
     assert re.fullmatch(r"ssh -A bastion root@web1 uname -sr\n│ Linux .*\n\n", command)
     assert re.findall(r"joe +root@web1 +(\w+)", listed) == ["exec", "shell"]
     heading = re.compile(r".*\n")
-    played, hint = heading.sub("", replay, count=1).split("\n\n")
+    played = heading.sub("", replay, count=1).rstrip("\n")
+    assert re.findall(r"(user|host) +(\w+)", certificates) == [
+        ("user", "joe"),
+        ("host", "bastion"),
+        ("host", "web2"),
+        ("host", "web1"),
+    ]
+    verdicts, hint = proved.split("\n\n")
+    assert len(re.findall(r"^│ COMPLETE  ", verdicts, flags=re.MULTILINE)) == 2
+    assert "signed by audit@" in verdicts
     # The client's own last words are not of the session.
     assert session.split("\n", 1)[1].rstrip() == f"{played}\n│ Connection to 127.0.0.1 closed."
     assert hint == "A recorded shell of your own, and its replay: bin/try --shell\n"

@@ -93,6 +93,13 @@ def show(lab: Lab, screen: Screen) -> None:
     session = lab.recordings()[0].name.partition(".")[0]
     screen.command(f"sshrec play {session}")
     screen.output(lab.sshrec("play", session).stdout)
+    screen.command("sshrec-ca ls")
+    screen.output(lab.sshrec_ca("ls").stdout)
+    # The ends of the sessions are signed within a second.
+    lab.wait(lambda: lab.sshrec("verify", "--all", check=False).returncode == 0, "the audit log to be signed")
+    screen.command("sshrec verify --all")
+    proved = lab.sshrec("verify", "--all")
+    screen.output(proved.stderr + proved.stdout)
     screen.say("\nA recorded shell of your own, and its replay: bin/try --shell")
 
 

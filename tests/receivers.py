@@ -33,10 +33,9 @@ class Receiver:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.messages: list[bytes] = []
-        self.listener: socket.socket | None = None
-        self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._stopping = False
+        self.running = False
 
     @property
     def sink(self) -> Sink:
@@ -46,13 +45,12 @@ class Receiver:
         raise NotImplementedError
 
     def start(self) -> None:
-        self._stopping = False
-        self.listener = self._bind()
-        self._run(self._serve, self.listener)
+        self._stopping, self.running = False, True
+        self._run(self._serve, self._bind())
 
     def stop(self) -> None:
         """Hang up; what a connection had sent is read to its end first, as by a receiver that is told to leave."""
-        self._stopping = True
+        self._stopping, self.running = True, False
         for thread in self._threads:
             thread.join(20)
             assert not thread.is_alive()
@@ -240,6 +238,7 @@ class Http(Tcp):
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.reserve()), Handler)
         self._wrap()
+        self.running = True
         self._thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -247,6 +246,7 @@ class Http(Tcp):
         pass
 
     def stop(self) -> None:
+        self.running = False
         self.server.shutdown()
         self._thread.join(20)
         self.server.server_close()

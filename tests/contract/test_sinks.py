@@ -29,7 +29,7 @@ HOSTILE = 'x\n<13>1 - evil - - - - \x1b]0;owned\x07 "]\\ \u202e\x00 [sshrec@3247
 def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Receiver]:
     there: Receiver = request.param(tmp_path)
     yield there
-    if hasattr(there, "server") or there.listener is not None:
+    if there.running:
         there.stop()
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sshrec.config import Config
 
 _COMMANDS = {
+    "hold": ("sshrec.cli.hold:command", "Keep recordings from being removed."),
     "kill": ("sshrec.cli.who:kill", "End a live session."),
     "ls": ("sshrec.cli.ls:command", "List recordings."),
     "play": ("sshrec.cli.play:command", "Play a recording in the terminal."),

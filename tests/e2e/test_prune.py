@@ -251,3 +251,108 @@ def test_others_may_not(lab: Lab, two: list[str], several_uids: bool) -> None:
     assert b"Traceback" not in done.stderr
     assert stored(lab) == two
     assert deletions(lab, *two) == []
+
+
+# ---- holds ------------------------------------------------------------------------------------------------
+
+
+def held(lab: Lab) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(lab.sshrec("hold", "--json").stdout)["holds"]
+    return found
+
+
+def told_holds(lab: Lab, since: int) -> list[tuple[Any, ...]]:
+    names = ("action", "sid", "held_user", "reason")
+    return [tuple(map(one.get, names)) for one in log(lab)[since:] if one["event"] == "recording.hold"]
+
+
+def test_a_session_on_hold_stays_until_it_is_released(lab: Lab, two: list[str]) -> None:
+    events = len(log(lab))
+    assert lab.sshrec("hold", two[0], "--reason", "case 17").stdout == b""
+    (hold,) = held(lab)
+    assert (hold["kind"], hold["name"], hold["reason"]) == ("session", two[0], "case 17")
+    assert [two[0], "case", "17"] == [lab.sshrec("hold").stdout.decode().split()[at] for at in (6, -2, -1)]
+    assert prune(lab, "--dry-run", *ALL) == ([two[1]], {two[0]: "on hold: case 17"})
+    assert prune(lab, *ALL) == ([two[1]], {two[0]: "on hold: case 17"})
+    assert stored(lab) == [two[0]]
+    lab.sshrec("hold", "--release", two[0])
+    assert held(lab) == []
+    assert prune(lab, *ALL) == ([two[0]], {})
+    assert told_holds(lab, events) == [("place", two[0], None, "case 17"), ("release", two[0], None, None)]
+
+
+def test_a_user_on_hold(lab: Lab, two: list[str]) -> None:
+    events = len(log(lab))
+    user = lab.sshrec("ls", "--json")
+    name = json.loads(user.stdout)["recordings"][0]["user"]
+    lab.sshrec("hold", "--user", "somebody-else")
+    lab.sshrec("hold", "--user", name)
+    assert prune(lab, *ALL) == ([], dict.fromkeys(two, f"on hold of user {name}"))
+    lab.sshrec("hold", "--user", name, "--release", "--reason", "closed")
+    assert prune(lab, *ALL) == (two, {})
+    assert told_holds(lab, events) == [
+        ("place", None, "somebody-else", None),
+        ("place", None, name, None),
+        ("release", None, name, "closed"),
+    ]
+
+
+def test_a_hold_that_came_between_log_and_removal_wins(lab: Lab, two: list[str]) -> None:
+    path = lab.recordings()[0]
+    data = path.read_bytes()
+    prune(lab, *ALL)
+    (told,) = deletions(lab, two[0])
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    path.chmod(0o644)
+    (lab.data_dir / "removal.json").write_text(json.dumps({"session": two[0], "uid": told["uid"]}))
+    (lab.data_dir / "removal.json").chmod(0o644)
+    lab.sshrec("hold", two[0])
+    assert prune(lab) == ([], {two[0]: "on hold"})
+    assert stored(lab) == [two[0]]
+    lab.sshrec("hold", two[0], "--release")
+    assert prune(lab) == ([two[0]], {})
+
+
+def test_what_is_on_hold_is_not_known_so_nothing_goes(lab: Lab, two: list[str]) -> None:
+    (lab.data_dir / "holds.json").write_bytes(b'{"schema": 1, "holds": [')
+    done = lab.sshrec("prune", *ALL, check=False)
+    assert done.returncode == os.EX_DATAERR
+    assert b"holds.json is no list of holds" in done.stderr
+    assert stored(lab) == two
+
+
+def test_holds_and_a_log_that_cannot_be_written(lab: Lab, two: list[str]) -> None:
+    """Either way the recordings stay."""
+    lab.sshrec("hold", two[0])
+    lab.limit_files(writer(lab), 100)
+    try:
+        for arguments in (("hold", two[1]), ("hold", two[0], "--release")):
+            assert lab.sshrec(*arguments, check=False).returncode == os.EX_IOERR
+    finally:
+        lab.limit_files(writer(lab), None)
+    assert {hold["name"] for hold in held(lab)} == set(two)
+    lab.stop_sshrecd()
+    lab.start_sshrecd()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("--release",), os.EX_USAGE),
+        (("--reason", "x"), os.EX_USAGE),
+        (("--user", ""), os.EX_USAGE),
+        (("--user", "a\nb"), os.EX_USAGE),
+        (("--user", "joe", "0"), os.EX_USAGE),
+        (("--user", "joe", "--json"), os.EX_USAGE),
+        (("--user", "joe", "--reason", "x" * 501), os.EX_USAGE),
+        (("--user", "nobody-held", "--release"), os.EX_NOINPUT),
+        (("NOSUCH",), os.EX_NOINPUT),
+        (("NOSUCH", "--release"), os.EX_NOINPUT),
+    ],
+)
+def test_holds_that_cannot_be(lab: Lab, arguments: tuple[str, ...], status: int) -> None:
+    before = held(lab)
+    done = lab.sshrec("hold", *arguments, check=False)
+    assert (done.returncode, held(lab)) == (status, before)
+    assert done.stderr.startswith(b"sshrec: error: ")

@@ -118,9 +118,10 @@ def issue(
         entries = ledger.reserve([_draft(request, signer, asker, now) for request in chunk], int(now * 1000))
         work = [(request.key, _terms(entry)) for request, entry in zip(chunk, entries, strict=True)]
         try:
-            signed = list(keygen.sign_many(signer, work, jobs))
-        except Exception as error:
-            ledger.withdraw([entry.serial for entry in entries], printable(str(error)))
+            # One alone without threads, which Ctrl-C would wait for.
+            signed = list(keygen.sign_many(signer, work, min(jobs, len(work))))
+        except BaseException as error:  # Ctrl-C, too
+            ledger.withdraw([entry.serial for entry in entries], printable(str(error)) or type(error).__name__)
             raise
         waiting = deque(zip(entries, signed, strict=True))
         try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import sys
+from typing import NoReturn
 
 import click
 
@@ -41,6 +44,14 @@ def sshrec_ca(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
+def _end(number: int, _frame: object) -> NoReturn:
+    """Leave as Ctrl-C would: no agent, no file of ours stays, and the terminal shows again what is typed."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """The program `sshrec-ca`."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # passphrases and PINs are in our memory
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     sys.exit(run(sshrec_ca, "sshrec-ca"))

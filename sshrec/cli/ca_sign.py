@@ -168,17 +168,17 @@ def _hand_out(
 
 
 def _write(authority: Opened, certificate: Certificate, path: Path | None) -> None:
-    if path is None:
-        click.echo(certificate.line)
-        return
     try:
+        if path is None:
+            click.echo(certificate.line)
+            return
         with authority.privileges.as_caller():
             check_output(path)
             write_certificate(path, certificate)
     except (OSError, UsageError) as error:
         words = describe(error) if isinstance(error, OSError) else str(error)
         raise SshrecError(
-            f"signed, and cannot write {printable(str(path))}: {words}",
+            f"signed, and cannot write {printable(str(path or 'to standard output'))}: {words}",
             hint=f"nobody has it; sshrec-ca revoke {certificate.serial} makes sure",
         ) from error
 

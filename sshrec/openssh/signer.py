@@ -171,7 +171,9 @@ def _check_private(path: Path) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise NotFound(f"{shown}: no such private key", hint="sshrec-ca init makes the keys") from error
+        raise NotFound(
+            f"{shown}: no such private key", hint="put it back from a backup, or sshrec-ca rotate makes a new CA"
+        ) from error
     except (OSError, ValueError) as error:
         if path.is_symlink():
             raise ConfigError(f"{shown} is a symbolic link", hint="name the private key itself") from error

@@ -17,8 +17,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -1657,3 +1659,76 @@ def test_a_directory_that_its_owner_could_turn_elsewhere(authority: Authority, k
         64,
         f"cannot write in {home}/.ssh: a link on the way there is somebody else's",
     )
+
+
+# ---- an end that nobody asked the command about -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_at_the_passphrase_leaves_nothing(
+    encrypted: Authority, key: Path, number: signal.Signals
+) -> None:
+    with tempfile.TemporaryDirectory() as temporary:  # short, for the agent's socket is in it
+        child = encrypted.at_a_terminal("sign", key, *JOE, TMPDIR=temporary)
+        child.expect_exact("user_ca: ")
+        assert re.search(r"(?m)^Max core file size +0 +0 ", Path(f"/proc/{child.pid}/limits").read_text())
+        child.kill(number)
+        assert ended(child).status == 128 + number
+        assert os.listdir(temporary) == []
+    assert encrypted.ledger() == {}
+
+
+def test_standard_output_that_takes_nothing(own: Authority, key: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [SSHREC_CA, *own.words(("sign", key, *JOE, "-o", "-"))], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    (serial,) = own.ledger()
+    assert done.returncode not in (0, 1)
+    assert done.stderr.splitlines()[:2] == [
+        "sshrec-ca: error: signed, and cannot write to standard output: no space left on device",
+        f"hint: nobody has it; sshrec-ca revoke {serial} makes sure",
+    ]
+
+
+def test_ctrl_c_while_it_is_signed(own: Authority, key: Path) -> None:
+    """The agent that holds the CA does not answer; nobody gets a certificate, and the ledger says so."""
+    public = Path(shutil.copy(own.keys / "user_ca.pub", own.directory / "user_ca.pub"))
+    path = own.directory / "agent"
+    held = {"public_key": str(public), "signer": "agent", "agent": str(path)}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        silent = Authority(own.directory, {"user": held})
+        own.rows("UPDATE authorities SET file = NULL WHERE kind = 'user'")
+        process = start(silent, "sign", key, *JOE)
+        asked = [listener.accept()[0]]
+        blob = b64decode(public.read_text().split()[1])
+        entry = wire_string(blob) + wire_string(b"")
+        asked[0].recv(4096)  # which keys it has
+        asked[0].sendall(wire_string(b"\x0c" + (1).to_bytes(4) + entry))
+        while not own.ledger():
+            asked.append(listener.accept()[0])
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert own.ledger() == {}
+    assert not beside(key).exists()
+
+
+def test_the_hint_for_a_revoked_host_is_one_that_helps(own: Authority, key: Path) -> None:
+    own.ok("sign-host", key, "--hostname", "web1")
+    own.ok("revoke", "web1", "--kind", "host")
+    said = own("sign-host", key, "--hostname", "web1")
+    hint = re.search(r"hint: to lift it: sshrec-ca (.*)", said.err)
+    assert hint, said
+    own.ok(*hint[1].split())
+    own.ok("sign-host", key, "--hostname", "web1")
+
+
+def test_without_its_key_a_ca_is_replaced(own: Authority, key: Path) -> None:
+    (own.keys / "user_ca").unlink()
+    status, words = refused(own, "sign", key, *JOE, nearby=key.parent)
+    assert (status, words) == (66, f"{own.keys}/user_ca: no such private key")
+    assert own("rotate", "user", "--now").status == 0
+    own.ok("sign", key, *JOE)

@@ -180,7 +180,7 @@ class Lane:
         self._sink, self._directory, self._path, self._up_to_date = sink, directory, path, up_to_date
         self._recent: deque[tuple[float, follow.Cursor]] = deque()  # when was begun where
         self._lines = BATCH_LINES
-        self._failing = False
+        self._failing, self._kept = False, True
         self._retry = RETRY_SECONDS[0]
 
     def run(self) -> None:
@@ -209,8 +209,6 @@ class Lane:
         try:
             items, after = follow.read_on(self._directory, cursor, self._lines)
             self._sink.deliver(items)
-            if after != cursor:
-                follow.save_cursor(self._path, after)
         except Lost as error:
             return self._again(cursor, error), LOST_SECONDS
         except DataError as error:
@@ -218,6 +216,8 @@ class Lane:
             return follow.Cursor(), 0.0
         except SshrecError as error:
             return cursor, self._failed(error)
+        if after != cursor:
+            self._keep(after)
         self._remember(looked, cursor, items)
         if items:  # under load there are always more: as far as these go
             self._up_to_date(looked - max(0.0, time.time() - follow.written(items[-1])))
@@ -246,9 +246,19 @@ class Lane:
         self._forget(time.monotonic())
         back = self._recent[0][1] if self._recent else cursor
         self._recent.clear()
-        with contextlib.suppress(SshrecError):
-            follow.save_cursor(self._path, back)
+        self._keep(back)
         return back
+
+    def _keep(self, cursor: follow.Cursor) -> None:
+        """Keep the cursor; where the disk does not take it, what follows is delivered all the same."""
+        try:
+            follow.save_cursor(self._path, cursor)
+        except SshrecError as error:
+            if self._kept:
+                log.warning("%s; another shipper would deliver from an older place", error)
+            self._kept = False
+        else:
+            self._kept = True
 
     def _failed(self, error: SshrecError) -> float:
         """Seconds until the next try, with fewer lines: a slow receiver takes some where it cannot take all."""

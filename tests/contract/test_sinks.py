@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import ssl
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,7 @@ from sshrec.audit.event import packet
 from sshrec.audit.follow import Cursor, Item, read_on
 from sshrec.audit.log import Line
 from sshrec.audit.sinks import Destination, Lost, Stdout, destination
+from sshrec.audit.verify import read_anchors
 from sshrec.config import Sink
 from sshrec.errors import SshrecError
 from sshrec.gateway.shipper import Lane
@@ -58,9 +62,11 @@ class Log:
 
         return Lane(sink, self.directory, self.directory.parent / "cursor.json", up_to_date)
 
-    def ship(self, lane: Lane, turns: int = 1) -> None:
+    def ship(self, lane: Lane, turns: int = 1) -> int:
+        """So many turns; the number of the next line."""
         for _ in range(turns):
             self.cursor, _pause = lane.turn(self.cursor)
+        return self.cursor.n
 
 
 @pytest.fixture
@@ -258,3 +264,67 @@ def test_a_receiver_that_reads_nothing(tmp_path: Path, log: Log, monkeypatch: py
             log.items() * 3
         )
     listener.close()
+
+
+def test_a_disk_that_takes_no_cursor_stops_nothing(tmp_path: Path, log: Log) -> None:
+    receiver = Tcp(tmp_path)
+    receiver.start()
+    sink = destination(receiver.sink)
+    lane = log.lane(sink)
+    (tmp_path / "cursor.json").mkdir()
+    log.write(resize(1))
+    log.ship(lane)
+    log.write(resize(2))
+    log.ship(lane)
+    wait(lambda: receiver.said() == log.said(), "each once")
+    sink.close()
+    receiver.stop()
+
+
+# ---- rsyslog ----------------------------------------------------------------------------------------------
+
+RSYSLOG = """
+global(workDirectory="{directory}" maxMessageSize="80k")
+module(load="imuxsock" SysSock.Use="off")
+module(load="imtcp")
+input(type="imuxsock" Socket="{directory}/log" UseSpecialParser="off")
+input(type="imtcp" Address="127.0.0.1" Port="{port}")
+template(name="parts" type="list" option.jsonf="on") {{
+    property(outname="facility" name="syslogfacility-text" format="jsonf")
+    property(outname="severity" name="syslogseverity-text" format="jsonf")
+    property(outname="app" name="app-name" format="jsonf")
+    property(outname="msgid" name="msgid" format="jsonf")
+    property(outname="data" name="structured-data" format="jsonf")
+    property(outname="message" name="msg" format="jsonf")
+}}
+action(type="omfile" File="{directory}/out" Template="parts")
+"""
+
+
+@pytest.mark.skipif(shutil.which("rsyslogd") is None, reason="no rsyslogd: apt-get install rsyslog")
+@pytest.mark.parametrize("way", ["unix", "tcp"])
+def test_rsyslog_takes_it_apart_as_it_was_put_together(way: str, tmp_path: Path, log: Log) -> None:
+    port = Tcp(tmp_path).reserve()
+    conf, out = tmp_path / "rsyslog.conf", tmp_path / "out"
+    conf.write_text(RSYSLOG.format(directory=tmp_path, port=port))
+    log.write(packet("exec", {"sid": "S", "user": HOSTILE, "command": "x" * 60_000}, code="T3002E"), checkpoint())
+    address = str(tmp_path / "log") if way == "unix" else f"tcp://127.0.0.1:{port}"
+    sink = destination(Sink(name="rsyslog", type="syslog", address=address))
+    lane = log.lane(sink)
+    rsyslogd = subprocess.Popen(["rsyslogd", "-n", "-f", conf, "-i", tmp_path / "pid"], stderr=subprocess.DEVNULL)
+    try:
+        wait(lambda: log.ship(lane) == 2, "rsyslogd to take it")
+        wait(lambda: out.exists() and out.read_bytes().count(b"\n") >= 3, "rsyslogd to write it")
+    finally:
+        sink.close()
+        rsyslogd.terminate()
+        rsyslogd.wait(20)
+    event, point, anchor = (json.loads(line) for line in out.read_text().splitlines())
+    assert [part["message"].lstrip() for part in (event, point, anchor)] == log.said()
+    assert {part["app"] for part in (event, point, anchor)} == {"sshrec"}
+    assert [part["msgid"] for part in (event, point, anchor)] == ["exec", "checkpoint", "anchor"]
+    assert (event["severity"], point["severity"]) == ("err", "info")
+    assert event["data"].startswith('[sshrec@32473 event="exec" n="0" sid="S" user="x\\\\n<13>1 - evil')
+    assert [(found.n, found.sha256) for found in read_anchors(out)] == [
+        (item.n, item.sha256) for item in log.items() if not isinstance(item, Line)
+    ]

@@ -89,6 +89,12 @@ def visit(lab: Lab) -> None:
     lab.wait(lambda: ends() > before, "the end of the session in the log")
 
 
+def refusal(lab: Lab) -> str:
+    """What a person is told who is not let in; nothing where they are."""
+    done = lab.ssh("-A", "bastion", "root@web1", "true")
+    return done.stderr.decode() if done.returncode else ""
+
+
 def shipper(lab: Lab, but: int = 0) -> int:
     there: list[int] = lab.wait(
         lambda: [pid for pid in children(lab.sshrecd_pid, "sshrec-shipper") if pid != but], "the shipper"
@@ -154,21 +160,16 @@ def test_nobody_enters_while_a_required_sink_is_behind(
     wait_for_all(lab, there)
     lab.wait(lambda: lab.ssh("-A", "bastion", "root@web1", "true").returncode == 0, "a session")
     there.stop()
-
-    def refused() -> bytes:
-        done = lab.ssh("-A", "bastion", "root@web1", "true")
-        return done.stderr if done.returncode else b""
-
-    said = lab.wait(refused, "a refusal").decode()
+    said = lab.wait(lambda: refusal(lab), "a refusal")
     assert re.search(
         r"^sshrec: error: the audit log's sink tcp is required here, and has been behind for \d+s\r?$", said, re.M
     ), said
     assert "hint: sessions begin again once it has caught up" in said
     # An sshrecd that starts now knows it at once.
     restart(lab, setting(there, required=True, max_lag="1s"))
-    assert b"is required here" in refused()
+    assert "is required here" in refusal(lab)
     there.start()
-    lab.wait(lambda: not refused(), "a session again", 60)
+    lab.wait(lambda: not refusal(lab), "a session again", 60)
     wait_for_all(lab, there)
 
 
@@ -177,3 +178,20 @@ def test_a_best_effort_sink_keeps_nobody_out(lab: Lab, receivers: Callable[[type
     restart(lab, setting(there, max_lag="1s"))
     lab.wait(lambda: "what it has not got waits in the log" in lab.logs(1000), "a warning")
     assert lab.ssh("-A", "bastion", "root@web1", "true").returncode == 0
+
+
+def test_nobody_enters_while_the_shipper_stands_still(
+    lab: Lab, receivers: Callable[[type[Receiver]], Receiver]
+) -> None:
+    there = receivers(Tcp)
+    there.start()
+    restart(lab, setting(there, required=True, max_lag="1s"))
+    stuck = shipper(lab)
+    os.kill(stuck, signal.SIGSTOP)
+    try:
+        said = lab.wait(lambda: refusal(lab), "a refusal")
+        assert "the audit log's sink tcp is required here" in said
+    finally:
+        os.kill(stuck, signal.SIGKILL)
+    lab.wait(lambda: not refusal(lab), "a session, by the help of another shipper", 60)
+    wait_for_all(lab, there)

@@ -227,7 +227,7 @@ class Keys:
         try:
             descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise ConfigError(f"{self._directory}: {describe(error)}") from error
+            raise ConfigError(f"{self._directory}: {describe(error)}", hint="sshrec-ca init makes it") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

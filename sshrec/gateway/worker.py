@@ -26,6 +26,7 @@ from sshrec.errors import Denied, NotFound, SshrecError, UsageError, describe
 from sshrec.gateway import control, handoff, network, request, terminal
 from sshrec.gateway.control import Control
 from sshrec.gateway.ending import complaint
+from sshrec.gateway.floor import check_floor
 from sshrec.gateway.grant import Grant
 from sshrec.gateway.live import Live
 from sshrec.gateway.relay import Loop
@@ -107,6 +108,7 @@ class Worker:
         self._loop.watch(self._gateway.fileno(), self._hear)
         user, credential = visit.identify()
         self._changed(user=user.name, uid=user.uid, client=visit.client)
+        check_floor(self._config, self._journal)
         wanted = self._request(visit, user)
         self._facts |= {"login": wanted.target.login, "target": str(wanted.target)}
         if not visit.agent:

@@ -354,7 +354,8 @@ def _check_standing(connection: Connection, drafts: Sequence[Draft]) -> None:
             for row in connection.execute(_unlifted(kind, part)):
                 at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(row.revoked_ms / 1000))
                 raise Denied(
-                    f"{kind} key id {row.key_id!r} was revoked by {row.revoked_by} on {at}: {row.reason}",
+                    f"{kind} key id {row.key_id!r} was revoked by {row.revoked_by} on {at}"
+                    + (f": {row.reason}" if row.reason else ""),
                     hint=f"to lift it: sshrec-ca revoke --undo --kind {kind} {shlex.quote(row.key_id)}",
                 )
 

@@ -1720,7 +1720,7 @@ def test_the_hint_for_a_revoked_host_is_one_that_helps(own: Authority, key: Path
     own.ok("sign-host", key, "--hostname", "web1")
     own.ok("revoke", "web1", "--kind", "host")
     said = own("sign-host", key, "--hostname", "web1")
-    hint = re.search(r"hint: to lift it: sshrec-ca (.*)", said.err)
+    hint = re.search(r" UTC\nhint: to lift it: sshrec-ca (.*)", said.err)
     assert hint, said
     own.ok(*hint[1].split())
     own.ok("sign-host", key, "--hostname", "web1")

@@ -350,13 +350,14 @@ _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 def _check_standing(connection: Connection, drafts: Sequence[Draft]) -> None:
     """Denied where one of the drafts is for a revoked key id."""
     for kind in schema.KINDS:
+        which = "" if kind == "user" else f"--kind {kind} "
         for part in _parts({draft.key_id for draft in drafts if draft.kind == kind}):
             for row in connection.execute(_unlifted(kind, part)):
                 at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(row.revoked_ms / 1000))
                 raise Denied(
                     f"{kind} key id {row.key_id!r} was revoked by {row.revoked_by} on {at}"
                     + (f": {row.reason}" if row.reason else ""),
-                    hint=f"to lift it: sshrec-ca revoke --undo --kind {kind} {shlex.quote(row.key_id)}",
+                    hint=f"to lift it: sshrec-ca revoke --undo {which}{shlex.quote(row.key_id)}",
                 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pexpect
 import pytest
 
+from sshrec.audit.log import Line, read_log
 from sshrec.gateway.floor import percent_free
 from tests.e2e.recorded import last, packed
 from tests.e2e.test_audit import log, writer
@@ -118,11 +119,52 @@ def test_the_floor_is_a_setting(lab: Lab, disk: Path, floor: int, status: int) -
 
 
 @pytest.mark.root
-def test_pruning_makes_room(lab: Lab, disk: Path) -> None:
+@pytest.mark.parametrize("percent", [0, 2])
+def test_pruning_makes_room(lab: Lab, disk: Path, percent: int) -> None:
+    """Even where there is none at all."""
     lab.ssh("-A", "bastion", "root@web1", "head -c 600000 /dev/urandom | base64")
     packed(lab, 1)
-    fill(disk, 2)
+    filler = fill(disk, percent)
     assert lab.ssh("-A", "bastion", "root@web1", "true").returncode == 255
     lab.sshrec("prune", "--max-size", "1B")
     assert lab.ssh("-A", "bastion", "root@web1", "true").returncode == 0
     packed(lab, 1)
+    filler.unlink()
+
+
+@pytest.mark.root
+def test_embedded() -> None:
+    with Lab(several_uids=False, sshrecd=False) as lab:
+        directory = lab.directory / "own"
+        disk = directory / "recordings"
+        disk.mkdir(parents=True)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "sshrec-test", disk]).returncode:
+            pytest.skip("cannot mount")
+        try:
+            config = directory / "sshrec.yaml"
+            config.write_text(
+                f"data_dir: {directory}/data\nrun_dir: {directory}/run\nrecordings: {disk}\nknown_hosts: []\n"
+            )
+            # The accounts of the lab are in nobody's passwd: this interpreter is told of them.
+            python = directory / "python"
+            accounts = " ".join(f"{name}={value}" for name, value in lab.sshrec_env().items())
+            python.write_text(f'#!/bin/sh\nexec env {accounts} {lab.installation.programs}/python "$@"\n')
+            python.chmod(0o755)
+            program = lab.gateway.split()[0]
+            lab.start_bastion(
+                "embedded", force_command=f"{program} --embedded --config {config} --python {python}"
+            )
+            fill(disk, 3)
+            for _ in range(2):
+                done = lab.ssh("-A", "embedded", "root@web1", "true")
+                assert (done.returncode, done.stdout) == (255, b"")
+                assert b"the disk of the recordings is nearly full" in done.stderr
+
+            def logged() -> list[str]:
+                found = [line for line in read_log(directory / "data/audit") if isinstance(line, Line)]
+                return [line.event for line in found]
+
+            lab.wait(lambda: len(logged()) >= 3, "the second refusal in the log")
+            assert logged() == ["disk.problem", "session.rejected", "session.rejected"]
+        finally:
+            subprocess.run(["umount", "-l", disk], check=True)

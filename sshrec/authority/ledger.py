@@ -232,11 +232,6 @@ class Ledger:
         with self._database.reading() as connection:
             return [_revoked_key_id(row) for row in connection.execute(_unlifted(kind))]
 
-    def is_revoked_key_id(self, kind: str, key_id: str) -> bool:
-        """Whether a key id is revoked now."""
-        with self._database.reading() as connection:
-            return connection.execute(_unlifted(kind, [key_id])).first() is not None
-
     def revoked_serials(self, ca_fingerprint: str, valid_after: int) -> list[int]:
         """Revoked certificates of a CA whose validity ends after a time in Unix seconds, in order.
 

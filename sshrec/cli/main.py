@@ -116,7 +116,8 @@ def run(command: click.Command, name: str, arguments: list[str] | None = None) -
     """Run a command line and return the status to exit with; whatever goes wrong is printed here."""
     try:
         status: Any = command.main(arguments, prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except SshrecError as error:
         return _complain(name, str(error), error.hint, error.exit_code)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sshrec.errors import DataError, NotFound, SshrecError, UsageError, describe
+from sshrec.errors import SshrecError, UsageError, describe
 from sshrec.openssh.certificate import FILE_LIMIT, PRINCIPALS, Certificate, Terms, check, read_certificate
 from sshrec.openssh.public_key import PublicKey, read, read_file
 from sshrec.openssh.signer import ENVIRONMENT, KEYGEN, Ready, converse, run, said, typeable
@@ -249,21 +249,3 @@ def _id(key_id: str) -> str:
             f"'{printable(key_id, 60)}' cannot be revoked by its key id", hint="revoke it by its serial"
         )
     return f"id: {key_id}\n"
-
-
-def krl_lists(krl: Path, line: str) -> bool:
-    """Whether a revocation list revokes a certificate or key, given as the line of its file.
-
-    NotFound, or DataError where ssh-keygen cannot read one of them.
-    """
-    if not krl.exists():
-        raise NotFound(f"{printable(str(krl))}: no such file")
-    with _private_directory() as directory:
-        file = directory / "key.pub"
-        file.write_text(" ".join(line.split()[:2]) + "\n")
-        result = run([KEYGEN, "-Q", "-f", str(krl.absolute()), str(file)])
-    if result.returncode == 0:
-        return False
-    if result.returncode == 1 and b": REVOKED" in result.stdout:
-        return True
-    raise DataError(f"{printable(str(krl))} cannot be asked: {said(result.stderr)}")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from sshrec.errors import DataError, NotFound, SshrecError, UsageError
+from sshrec.errors import SshrecError, UsageError
 from sshrec.openssh import signer
 from sshrec.openssh.certificate import Certificate, Terms
-from sshrec.openssh.keygen import KrlSection, krl_lists, make_key, make_krl, sign, sign_many
+from sshrec.openssh.keygen import KrlSection, make_key, make_krl, sign, sign_many
 from sshrec.openssh.public_key import PublicKey, read
 from sshrec.openssh.signer import KeyFile, Ready, unlocked
 
@@ -267,6 +267,15 @@ def test_an_ssh_keygen_that_hangs(tmp_path: Path) -> None:
 # Revocation.
 
 
+def krl_lists(krl: Path, line: str) -> bool:
+    """What ssh-keygen -Q says of a certificate or key."""
+    file = krl.with_name("asked.pub")
+    file.write_text(f"{line}\n")
+    done = subprocess.run(["ssh-keygen", "-Q", "-f", krl, file], capture_output=True, timeout=20)
+    assert done.returncode in (0, 1), done.stderr
+    return b": REVOKED" in done.stdout
+
+
 @pytest.fixture
 def krl(tmp_path: Path) -> Path:
     return tmp_path / "krl"
@@ -322,12 +331,6 @@ def test_what_a_list_cannot_hold(serials: list[int], key_ids: list[str], words: 
     assert caught.value.hint
 
 
-def test_lists_that_cannot_be_asked(key: PublicKey, krl: Path) -> None:
-    with pytest.raises(NotFound, match="no such file"):
-        krl_lists(krl, key.line)
-    for data in (b"", b"no KRL", make_krl([], 1)[:-1] + b"x"):
-        krl.write_bytes(data)
-        with pytest.raises(DataError, match="krl cannot be asked: "):
-            krl_lists(krl, key.line)
+def test_a_list_without_a_number() -> None:
     with pytest.raises(UsageError, match="cannot have the number -1"):
         make_krl([], -1)

@@ -226,7 +226,10 @@ class Http(Tcp):
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                data = self.rfile.read(int(self.headers["Content-Length"]))
+                length = int(self.headers["Content-Length"])
+                data = self.rfile.read(length)
+                if len(data) < length:
+                    return  # its sender was killed
                 receiver.requests.append({"path": self.path, **dict(self.headers)})
                 if receiver.status == 200:
                     receiver.messages += data.splitlines()

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from sshrec.audit.verify import Known, Report
 from sshrec.recording.verification import Gap, Problem, State, Verdict
-from sshrec.session import started
+from sshrec.session import printable, started
 
 
 def heads_wanted(known: Known | None) -> frozenset[int]:
@@ -43,15 +43,22 @@ def weigh(verdict: Verdict, report: Report) -> Verdict:
     return verdict
 
 
-def missing(report: Report, there: frozenset[str], since_ms: float = 0) -> list[Verdict]:
-    """Verdicts on sessions that the log has, and nobody else: BAD, unless their removal is in the log."""
+def absent(report: Report, there: frozenset[str], since_ms: float = 0) -> list[Verdict]:
+    """Verdicts on sessions that the log has, and nobody else: DELETED where it has their removal, else BAD."""
     return [
-        Verdict(
-            State.BAD, session, problem=Problem("there is no recording of it, and no removal in the log", 0, 0, 0)
-        )
+        gone(session, known)
         for session, known in sorted(report.sessions.items())
-        if session not in there and known.deleted is None and known.started and started(session) >= since_ms
+        if session not in there and known.started and started(session) >= since_ms
     ]
+
+
+def gone(session: str, known: Known) -> Verdict:
+    """The verdict on a recording that is not there."""
+    if known.deleted is None:
+        problem = Problem("there is no recording of it, and no removal in the log", 0, 0, 0)
+        return Verdict(State.BAD, session, problem=problem)
+    why = f"{known.deleted.get('time')}: {known.deleted.get('reason') or 'no reason given'}"
+    return Verdict(State.DELETED, session, gap=Gap("deleted", printable(why)))
 
 
 def _before(session: str, begins: str) -> bool:

@@ -17,6 +17,7 @@ from concurrent.futures import TimeoutError as NotYet
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from itertools import chain
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import click
 
 from sshrec.audit.verify import Report
-from sshrec.audit.weigh import heads_wanted, missing, weigh
+from sshrec.audit.weigh import absent, gone, heads_wanted, weigh
 from sshrec.cli.ls import GREEN, RED, size
 from sshrec.cli.main import Settings, colour
 from sshrec.cli.verify_log import evidence
@@ -38,7 +39,7 @@ SCHEMA = 1
 EXIT_BAD, EXIT_INCOMPLETE = 1, 3
 
 _YELLOW = "33"
-_PAINT = {State.COMPLETE: GREEN, State.INCOMPLETE: _YELLOW, State.BAD: RED}
+_PAINT = {State.COMPLETE: GREEN, State.INCOMPLETE: _YELLOW, State.BAD: RED, State.DELETED: _YELLOW}
 _OPEN = frozenset({"empty", "torn", "unfinished"})  # what a live recording looks like, too
 _PATIENCE = 1.0  # seconds, before there is a progress bar
 _REFRESH = 0.1
@@ -104,6 +105,7 @@ def command(
     COMPLETE    from its header to its end it is what was sealed
     INCOMPLETE  so is what is there, but it is live, or has no proper end
     BAD         it was changed, or is none of ours, or is missing; with the place
+    DELETED     it is not there, and the audit log has its removal
 
     The status is 0 where all are COMPLETE, 1 where any is BAD, else 3; 66 where there is no such recording.
     """
@@ -111,6 +113,7 @@ def command(
         raise UsageError("name recordings, or say --all or --since", hint="see: sshrec verify --help")
     store = Store(settings.config.recordings_dir) if everything or since else None
     since_ms = _since(since) if since else 0
+    lost: dict[str, NotFound] = {}
     if store is not None:
         tasks = _stored(store, since_ms)
         if not tasks:
@@ -118,23 +121,28 @@ def command(
                 f"no recordings in {store.root}" + (f" since {printable(since)}" if since else " yet"), err=True
             )
     else:
-        tasks = [_named(settings, name) for name in recordings]
+        tasks, lost = _all_named(settings, recordings)
     asked = bool(log or signers or anchors)
     # A file from anywhere is held against a log only where one is named.
     found = None
     if not no_log and (asked or all(task.root for task in tasks)):
         found = evidence(settings, log, signers, anchors, needed=asked)
     if found is not None:
-        tasks = [replace(task, heads=heads_wanted(found.report.sessions.get(_session(task)))) for task in tasks]
+        known = found.report.sessions
+        tasks = [replace(task, heads=heads_wanted(known.get(_session(task)))) for task in tasks]
         if not as_json:
             for line in found.lines():
                 click.echo(line, err=not line.startswith("BAD"))
+    for session, error in lost.items():
+        if found is None or session not in found.report.sessions:
+            raise error
     progress = Progress(tasks)
     states: Counter[State] = Counter()
     document = []
     results = _verified(tasks, jobs or len(os.sched_getaffinity(0)), progress)
     if found is not None:
         results = _weighed(results, found.report, since_ms if store is not None else None)
+        results = chain(results, (_not_there(gone(session, known[session])) for session in lost))
     for result in results:
         states[result.verdict.state] += 1
         progress.clear()
@@ -147,7 +155,8 @@ def command(
         shown = {"schema": SCHEMA, "recordings": document} | ({"log": found.as_object()} if found else {})
         click.echo(json.dumps(shown, indent=2, ensure_ascii=True))
     if len(tasks) > 1:
-        counts = ", ".join(f"{states[state]} {state.value.lower()}" for state in State)
+        told = [state for state in State if state is not State.DELETED or states[state]]
+        counts = ", ".join(f"{states[state]} {state.value.lower()}" for state in told)
         click.echo(f"{states.total()} recordings: {counts}", err=True)
     bad = states[State.BAD] or (found is not None and not found.report.good)
     return EXIT_BAD if bad else EXIT_INCOMPLETE if states[State.INCOMPLETE] else 0
@@ -162,12 +171,31 @@ def _weighed(results: Iterator[Result], report: Report, since_ms: float | None) 
     """The results with the log's word on them; behind them, of a whole store, those that are missing."""
     there = set()
     for result in results:
-        there.add(result.verdict.session or result.name)
+        session = result.verdict.session or result.name
+        there.add(session)
         yield replace(result, verdict=weigh(result.verdict, report))
     if since_ms is not None:
-        for verdict in missing(report, frozenset(there), since_ms):
-            session = str(verdict.session)
-            yield Result(session, Path(session), verdict, False)
+        for verdict in absent(report, frozenset(there), since_ms):
+            yield _not_there(verdict)
+
+
+def _not_there(verdict: Verdict) -> Result:
+    """The result on a recording that only the log knows."""
+    session = str(verdict.session)
+    return Result(session, Path(session), verdict, False)
+
+
+def _all_named(settings: Settings, names: Sequence[str]) -> tuple[list[Task], dict[str, NotFound]]:
+    """The recordings of these names; and of sessions that have none here, why not: the log may know more."""
+    tasks, lost = [], {}
+    for name in names:
+        try:
+            tasks.append(_named(settings, name))
+        except NotFound as error:
+            if not SESSION_ID.fullmatch(name):
+                raise
+            lost[name] = error
+    return tasks, lost
 
 
 def _named(settings: Settings, name: str) -> Task:

@@ -79,6 +79,7 @@ class State(StrEnum):
     COMPLETE = "COMPLETE"  # from its header to its end it is what was sealed
     INCOMPLETE = "INCOMPLETE"  # what is there is what was sealed; the end, or a part, is not there
     BAD = "BAD"  # it is not what was sealed
+    DELETED = "DELETED"  # it is not there, and its removal is in the audit log
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -252,3 +253,26 @@ def test_a_log_that_was_changed_gets_no_further_signature(lab: Lab) -> None:
         for path in set(lab.recordings()) - recorded:  # what the log that is back knows nothing of
             path.unlink()
         lab.start_sshrecd()
+
+
+def test_what_was_deleted_by_policy_is_told_as_such(lab: Lab) -> None:
+    lab.ssh("-A", "bastion", "root@web1", "true", check=True)
+    session = packed(lab, 1)[0].name.partition(".")[0]
+    lab.wait(lambda: lab.sshrec("verify", session, check=False).returncode == 0, "the end to be signed", 60)
+
+    def removed() -> bool:
+        lab.sshrec("prune", "--older-than", "1s")
+        return not list(lab.data_dir.rglob(f"{session}.cast*"))
+
+    lab.wait(removed, "the recording to be old enough")
+
+    def told() -> bytes:
+        done = lab.sshrec("verify", session, check=False)
+        return done.stdout if done.returncode == 0 else b""
+
+    assert re.match(
+        rf"DELETED     {session}  deleted: 20.*older".encode(), lab.wait(told, "the removal to be signed", 60)
+    )
+    everything = lab.sshrec("verify", "--all", check=False).stdout.decode()
+    assert f"DELETED     {session}" in everything
+    assert lab.sshrec("verify", session[:-1] + "Z", check=False).returncode == 66

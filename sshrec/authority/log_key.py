@@ -6,9 +6,12 @@ change it; a key that was replaced stays in it, good for the time that it signed
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from sshrec.atomic import replace_file
 from sshrec.config import Config
 from sshrec.errors import ConfigError, DataError, Denied, NotFound, SshrecError, describe
 from sshrec.openssh import keygen, public_key
-from sshrec.openssh.certificate import Certificate
+from sshrec.openssh.certificate import Certificate, read_certificate
 from sshrec.openssh.signer import AgentKey, KeyFile
 
 NAMESPACE = "sshrec-checkpoint-v1"  # what a signature is for; of use for nothing else
@@ -141,6 +144,18 @@ class LogKey:
             raise ConfigError("there is no key for the audit log", hint="sshrec-ca audit-key --renew makes one")
         certificate = self._certificate if self._certificate.exists() else None
         return KeyFile(self._path, public_key.read(f"{self._path}.pub")), certificate
+
+    @contextlib.contextmanager
+    def expected(self) -> Iterator[Path]:
+        """The allowed_signers by which an auditor finds what is signed now good: the CA's where there is one."""
+        if not self._certificate.exists():
+            yield self._allowed
+            return
+        ca = read_certificate(self._certificate.read_bytes(), str(self._certificate)).ca
+        with tempfile.NamedTemporaryFile("w", prefix="sshrec-allowed-") as file:
+            file.write(f'{self.identity} cert-authority,namespaces="{NAMESPACE}" {ca.algorithm} {ca.blob}\n')
+            file.flush()
+            yield Path(file.name)
 
     def _publish(self, lines: list[str]) -> None:
         self._write(self._allowed, "".join(f"{line}\n" for line in lines))

@@ -118,8 +118,7 @@ class Service:
         """Sign, and see that an auditor will find it good: with what the auditor has, at this time."""
         signer, certificate = self._key.signer()
         signature = sign_data(signer, line, NAMESPACE, certificate)
-        if certificate is None:
-            allowed = self._config.public_dir / "allowed_signers"
+        with self._key.expected() as allowed:
             verify_data(allowed, self._key.identity, NAMESPACE, line, signature)
         return signature
 

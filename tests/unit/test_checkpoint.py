@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from sshrec.authority.log_key import NAMESPACE, LogKey
 from sshrec.authority.service import Service
 from sshrec.config import Config
 from sshrec.errors import DataError, Denied, Unreachable
+from sshrec.openssh import keygen
+from sshrec.openssh.certificate import read_certificate
 from sshrec.openssh.sshsig import verify_data
 from tests.lab.parts import wait
 
@@ -227,5 +230,41 @@ def test_two_ask_at_once(log: Log, service: AuthService, config: Config) -> None
 def test_the_service_uses_what_the_auditor_has(config: Config) -> None:
     """A key that allowed_signers does not name signs nothing that leaves."""
     (config.public_dir / "allowed_signers").write_text("")
+    with pytest.raises(DataError, match="is not audit@"):
+        Service(config)._sign(b"line")
+
+
+def test_a_certified_key_signs_while_its_certificate_is_valid(config: Config, tmp_path: Path) -> None:
+    """What an auditor trusts then is the CA, which is kept elsewhere."""
+    key = LogKey(config)
+    ca = keygen.make_key(tmp_path / "audit_ca", "audit CA")
+    own = config.authority_dir / "keys" / "audit.pub"
+    (tmp_path / "copy.pub").write_bytes(own.read_bytes())
+
+    def certify(validity: str) -> None:
+        argv = [
+            "ssh-keygen",
+            "-q",
+            "-s",
+            str(tmp_path / "audit_ca"),
+            "-I",
+            "epoch",
+            "-n",
+            key.identity,
+            "-V",
+            validity,
+        ]
+        subprocess.run([*argv, str(tmp_path / "copy.pub")], check=True)
+
+    certify("-5m:+1d")
+    line = tmp_path / "copy-cert.pub"
+    assert key.certify(read_certificate(line.read_bytes(), "it"), time.time()) == ca.fingerprint
+    allowed = tmp_path / "allowed"
+    allowed.write_text(f'{key.identity} cert-authority,namespaces="{NAMESPACE}" {ca.line}\n')
+    verify_data(allowed, key.identity, NAMESPACE, b"line", Service(config)._sign(b"line"))
+    certify("-2h:-1h")
+    with pytest.raises(DataError, match="is not valid now"):
+        key.certify(read_certificate(line.read_bytes(), "it"), time.time())
+    (config.authority_dir / "keys" / "audit-cert.pub").write_bytes(line.read_bytes())
     with pytest.raises(DataError, match="is not audit@"):
         Service(config)._sign(b"line")

@@ -32,7 +32,7 @@ class Copy:
         self.signers = directory / "allowed_signers"
         shutil.copy(lab.authority_dir / "public" / "allowed_signers", self.signers)
         self.config = directory / "sshrec.yaml"
-        self.config.write_text(f"data_dir: {self.data}\nrun_dir: {directory}/run\n")
+        self.config.write_text(f"data_dir: {self.data}\nrun_dir: /nowhere\n")
 
     def verify(self, *args: str | Path) -> tuple[int, dict[str, str], list[str]]:
         """Exit status, session → state and why, and what the log's problems are; on no bastion at all."""
@@ -111,7 +111,7 @@ def copy(two: tuple[Lab, list[str], Path], tmp_path: Path) -> Copy:
     made.lab, made.data = lab, tmp_path / "copy" / "data"
     made.log, made.signers = made.data / "audit", tmp_path / "copy" / "allowed_signers"
     made.config = tmp_path / "copy" / "sshrec.yaml"
-    made.config.write_text(f"data_dir: {made.data}\nrun_dir: {tmp_path}/run\n")
+    made.config.write_text(f"data_dir: {made.data}\nrun_dir: /nowhere\n")
     return made
 
 

@@ -63,7 +63,7 @@ def test_what_goes_is_in_the_log(lab: Lab, two: list[str]) -> None:
     text = subprocess.run(["zstd", "-dcq", path], capture_output=True, check=True).stdout
     assert prune(lab, *ALL) == (two, {})
     assert stored(lab) == []
-    assert not list((lab.data_dir / "recordings").rglob("*.*"))
+    assert not [path for session in two for path in (lab.data_dir / "recordings").rglob(f"{session}*")]
     first, second = deletions(lab, *two)
     assert (first["sid"], second["sid"]) == tuple(two)
     assert first["code"] == "SR203I"

@@ -5,13 +5,11 @@ Apart from the writer, so that no receiver ever slows or stops it. A sink that i
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import logging
 import mmap
 import os
 import select
-import signal
 import struct
 import threading
 import time
@@ -25,17 +23,16 @@ from sshrec.audit import follow
 from sshrec.config import Config, Sink
 from sshrec.duration import left
 from sshrec.errors import DataError, SshrecError, Unreachable
+from sshrec.gateway.child import Child
 
 if TYPE_CHECKING:
     from sshrec.audit.sinks import Destination
 
-AGAIN_SECONDS = 1.0  # between two starts
 LOOK_SECONDS = 0.5  # between two looks at a log that does not grow
 RETRY_SECONDS = (0.2, 10.0)  # after a failure: the first time, and at most
 BATCH_LINES = 500
 LOST_SECONDS = 1.0  # from a lost connection to the next
 KEPT_SECONDS = 5.0  # what was delivered so lately is delivered again when the connection is lost
-COMM = "sshrec-shipper"  # what ps(1) calls it
 
 log = logging.getLogger("sshrecd")
 
@@ -59,19 +56,17 @@ class Progress:
         return time.monotonic() - since
 
 
-class Shipper:
-    """`pidfd`: readable when the child has ended, None while there is none.
+class Shipper(Child):
+    """Without sinks there never is one."""
 
-    `in_child` is called in it, to let go of what is the daemon's. Without sinks there is never a child.
-    """
+    NAME = "sshrec-shipper"
+    WHAT = "the shipper of the audit log"
 
     def __init__(self, config: Config, in_child: Callable[[], None]) -> None:
-        self.pidfd: int | None = None
-        self._config, self._in_child = config, in_child
+        super().__init__(in_child)
+        self._config = config
         self._sinks = config.audit.sinks
         self._progress = Progress(len(self._sinks))
-        self._pid = 0
-        self._started = 0.0
         for number, sink in enumerate(self._sinks):
             self._progress.up_to_date(number, time.monotonic() - self._waiting(sink))
 
@@ -85,31 +80,8 @@ class Shipper:
         return 0.0 if since is None else max(0.0, time.time() - since)
 
     def check(self) -> bool:
-        """Start it if there is none and should be one, but not again and again; whether it was started now."""
-        now = time.monotonic()
-        if not self._sinks or self.pidfd is not None or now - self._started < AGAIN_SECONDS:
-            return False
-        self._started = now
-        parent = os.getpid()
-        try:
-            pid = os.fork()
-        except OSError:
-            log.exception("cannot start the shipper of the audit log")
-            return False
-        if pid == 0:
-            self._work(parent)
-        self._pid, self.pidfd = pid, os.pidfd_open(pid)
-        return True
-
-    def ended(self) -> bool:
-        """After `pidfd` was readable: whether the child has really ended."""
-        pid, status = os.waitpid(self._pid, os.WNOHANG)
-        if pid == 0 or self.pidfd is None:
-            return False  # the event was another's, who had the number before
-        log.error("the shipper of the audit log ended (%d)", os.waitstatus_to_exitcode(status))
-        os.close(self.pidfd)
-        self.pidfd = None
-        return True
+        """As any child's, where there is a sink."""
+        return bool(self._sinks) and super().check()
 
     def expect_required(self) -> None:
         """Unreachable where a sink that is required has been behind for too long: then no session may begin."""
@@ -120,29 +92,13 @@ class Shipper:
                     hint="sessions begin again once it has caught up; sshrecd's log has the reason",
                 )
 
-    # ---- the child --------------------------------------------------------------------------------------
-
-    def _work(self, parent: int) -> None:
-        try:
-            wake, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-            signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-            signal.signal(signal.SIGTERM, lambda *_: None)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            os.setsid()
-            self._in_child()
-            with contextlib.suppress(OSError):
-                Path("/proc/self/comm").write_text(COMM)
-            poll = select.poll()
-            poll.register(wake, select.POLLIN)
-            poll.register(os.pidfd_open(parent), select.POLLIN)
-            if self._succeed(poll):
-                self._follow()
-                poll.poll()
-            os._exit(0)  # whatever the threads are at: the next one goes on from the cursors
-        except BaseException:
-            log.exception("the shipper of the audit log failed")
-        finally:
-            os._exit(1)
+    def work(self, leave: int, above: int) -> None:
+        poll = select.poll()
+        poll.register(leave, select.POLLIN)
+        poll.register(above, select.POLLIN)
+        if self._succeed(poll):
+            self._follow()
+            poll.poll()  # then the threads end as they are: the next one goes on from the cursors
 
     def _succeed(self, poll: select.poll) -> bool:
         """Wait until no other shipper is at these cursors; False where we are told to leave first."""

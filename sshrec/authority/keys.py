@@ -52,13 +52,12 @@ class Keys:
         with self.alone():
             # Some may be there: an init that was killed, or whose disk was full.
             missing = [kind for kind in KINDS if not self._ledger.authorities(kind)]
-            for kind in missing:
-                path = self._directory / f"{kind}_ca"
-                if self._held(kind) is None and os.path.lexists(path):
-                    raise Denied(
-                        f"{path} exists, and the ledger does not know it",
-                        hint="move it away; nothing is overwritten",
-                    )
+            paths = [self._directory / f"{kind}_ca" for kind in missing if self._held(kind) is None]
+            if strange := [str(path) for path in paths if os.path.lexists(path)]:
+                raise Denied(
+                    f"{strange[0]} exists, and the ledger does not know it",
+                    hint=f"nothing is overwritten; move away {' '.join(strange)}",
+                )
             rows = [self._new(kind, "current", now, passphrase) for kind in missing]
             if rows:
                 self._ledger.add_authorities(*rows)

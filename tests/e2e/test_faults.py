@@ -129,7 +129,7 @@ def test_a_full_file_system(lab: Lab) -> None:
     )
     try:
         lab.stop_sshrecd()
-        lab.start_sshrecd({"recordings": str(recordings)})
+        lab.start_sshrecd({"recordings": str(recordings), "limits": {"disk_floor": 0}})
         done = lab.ssh("-A", "bastion", "root@web1", LINES)
         assert done.returncode == 255
         assert b"sshrec: error: cannot write " in done.stderr

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -113,12 +114,14 @@ def test_lines_that_do_not_follow(log: Log) -> None:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    made = Config(data_dir=tmp_path / "data", run_dir=tmp_path / "run")
-    for path in (made.authority_dir, made.run_dir, made.authority_dir / "keys"):
-        path.mkdir(mode=0o700)
-    LogKey(made).make(1_700_000_000)
-    return made
+def config() -> Iterator[Config]:
+    # A short name: sockets must fit into the 108 bytes of unix(7).
+    with tempfile.TemporaryDirectory(prefix="sr-", dir="/tmp") as name:
+        made = Config(data_dir=Path(name, "data"), run_dir=Path(name, "run"))
+        for path in (made.authority_dir, made.run_dir, made.authority_dir / "keys"):
+            path.mkdir(mode=0o700)
+        LogKey(made).make(1_700_000_000)
+        yield made
 
 
 @pytest.fixture
@@ -130,7 +133,7 @@ def service(config: Config, tmp_path: Path) -> Iterator[AuthService]:
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
         asked = AuthService(config.auth_socket)
         try:
-            wait(config.auth_socket.exists, "sshrec-authd")
+            wait(lambda: process.poll() is not None or config.auth_socket.exists(), "sshrec-authd")
             yield asked
         finally:
             asked.close()

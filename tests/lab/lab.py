@@ -490,7 +490,9 @@ class Lab:
 
     def _sshrecd_is_up(self, pid: int) -> bool:
         """Whether it listens and has all its descriptors, that of the audit log's writer last."""
-        return self._sshrecd_listens() and bool(processes.children(pid, "sshrec-audit"))
+        # The child may have its name before its parent has the descriptor of it.
+        watched = "anon_inode:[pidfd]" in processes.descriptors(pid).values()
+        return watched and self._sshrecd_listens() and bool(processes.children(pid, "sshrec-audit"))
 
     def _sshrecd_listens(self) -> bool:
         # Asked of the kernel: a connection would be a visit, which sshrecd refuses and logs.

@@ -243,6 +243,7 @@ def _verified(tasks: Sequence[Task], jobs: int, progress: Progress) -> Iterator[
         "fork"
     )  # while there are no threads; it is quick, and shares what is imported
     counter = context.Value("Q", 0)
+    finished = False
     pool = ProcessPoolExecutor(jobs, context, _begin, (counter, os.getpid()))
     try:
         futures = [pool.submit(_work, task) for task in tasks]
@@ -254,10 +255,12 @@ def _verified(tasks: Sequence[Task], jobs: int, progress: Progress) -> Iterator[
                 except NotYet:
                     progress.show(counter.value)
             yield result
+        finished = True
     except BrokenProcessPool as error:
         raise SshrecError("a process that verified was killed", hint="for want of memory? see: dmesg") from error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # A pool that nobody waits for races with the interpreter's end, which then complains of a closed pipe.
+        pool.shutdown(wait=finished, cancel_futures=True)
 
 
 _read: Synchronized[int]  # bytes, by all processes; set in each of them

@@ -13,7 +13,6 @@ import re
 import select
 import signal
 import socket
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from sshrec.audit.checkpoint import GROWN_SECONDS, SIGN_SECONDS, Checkpoints, Ch
 from sshrec.audit.client import PACKET_MAX
 from sshrec.audit.event import AuditError, check
 from sshrec.errors import ConfigError, DataError, SshrecError, describe
+from sshrec.peer import peer
 from sshrec.session import SESSION_ID, printable
 
 BACKLOG = 1024
@@ -34,7 +34,6 @@ AT_ONCE = 256  # packets that one turn takes, of all senders together
 EACH = 16  # of one
 LEAVE_SECONDS = 10.0  # that a predecessor has to finish, until somebody is told
 _HASH = re.compile(r"[0-9a-f]{64}")
-_CREDENTIALS = struct.Struct("3i")
 
 log = logging.getLogger("sshrec.audit")
 _encode = msgspec.json.Encoder().encode
@@ -164,9 +163,7 @@ class Writer:
                 time.sleep(0.1)
                 return
             sock.setblocking(False)
-            pid, uid, _ = _CREDENTIALS.unpack(
-                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            )
+            pid, uid = peer(sock)
             if uid not in self._senders():
                 with contextlib.suppress(OSError):
                     sock.send(_encode({"error": f"uid {uid} may not write the audit log"}))
@@ -303,10 +300,7 @@ def _ask_to_leave(path: Path) -> bool:
         sock.setblocking(False)
         try:
             sock.connect(str(path))
-            pid, _, _ = _CREDENTIALS.unpack(
-                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            )
-            os.kill(pid, signal.SIGTERM)
+            os.kill(peer(sock)[0], signal.SIGTERM)
         except OSError:
             return False
     return True

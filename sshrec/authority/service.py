@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import stat
-import struct
 import threading
 from collections.abc import Collection
 from pathlib import Path
@@ -24,6 +23,7 @@ from sshrec.authority.log_key import NAMESPACE, LogKey
 from sshrec.config import Config
 from sshrec.errors import ConfigError, SshrecError, describe
 from sshrec.openssh.sshsig import sign_data, verify_data
+from sshrec.peer import peer
 
 _BACKLOG, _CONNECTIONS = 128, 64
 _IDLE_SECONDS = 120.0
@@ -58,27 +58,27 @@ class Service:
         log.info("listening on %s", self._config.auth_socket)
         while not stopping.is_set():
             try:
-                peer, _ = listener.accept()
+                asker, _ = listener.accept()
             except OSError as error:
                 if not stopping.is_set():
                     log.warning("cannot accept: %s", describe(error))
                     stopping.wait(0.1)
                 continue
             self._room.acquire()
-            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
+            threading.Thread(target=self._serve, args=(asker,), daemon=True).start()
         listener.close()
         self._config.auth_socket.unlink(missing_ok=True)
 
-    def _serve(self, peer: socket.socket) -> None:
+    def _serve(self, asker: socket.socket) -> None:
         try:
-            with peer:
-                peer.settimeout(_IDLE_SECONDS)
-                uid = peer_uid(peer)
+            with asker:
+                asker.settimeout(_IDLE_SECONDS)
+                _, uid = peer(asker)
                 if uid not in self._may_ask():
-                    protocol.send(peer, Refused("you are not one of those who may ask"))
+                    protocol.send(asker, Refused("you are not one of those who may ask"))
                     log.warning("refused uid %d", uid)
                     return
-                self._answer_all(peer)
+                self._answer_all(asker)
         except (OSError, SshrecError) as error:
             log.info("a connection ended: %s", error)
         finally:
@@ -91,16 +91,16 @@ class Service:
             known.add(self._config.run_dir.stat().st_uid)
         return known
 
-    def _answer_all(self, peer: socket.socket) -> None:
+    def _answer_all(self, asker: socket.socket) -> None:
         shown: Head | None = None
-        while (question := protocol.receive_question(peer)) is not None:
+        while (question := protocol.receive_question(asker)) is not None:
             try:
                 with self._one:
                     shown, answer = self._answer(question, shown)
             except SshrecError as error:
                 log.warning("refused: %s", error)
                 answer = Refused(str(error))
-            protocol.send(peer, answer)
+            protocol.send(asker, answer)
 
     def _answer(self, question: Question, shown: Head | None) -> tuple[Head, Answer]:
         """The answer, and how far this connection has shown the log."""
@@ -121,12 +121,6 @@ class Service:
         with self._key.expected() as allowed:
             verify_data(allowed, self._key.identity, NAMESPACE, line, signature)
         return signature
-
-
-def peer_uid(peer: socket.socket) -> int:
-    """Who is at the other end, by the kernel's word: unix(7), SO_PEERCRED."""
-    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(uid)
 
 
 def _listen(path: Path) -> socket.socket:

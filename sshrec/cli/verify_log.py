@@ -9,12 +9,11 @@ from typing import Any
 
 from sshrec.audit.log import files, read_log
 from sshrec.audit.verify import Check, Report, read_anchors, verify_log
+from sshrec.authority.log_key import ALLOWED_SIGNERS, NAMESPACE
 from sshrec.cli.main import Settings
 from sshrec.errors import ConfigError, DataError, NotFound, describe
 from sshrec.openssh.sshsig import verify_data
 from sshrec.recording.asciicast import rfc3339
-
-NAMESPACE = "sshrec-checkpoint-v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def evidence(
         return None
     own = signers is None and log is None
     if own:
-        signers = settings.config.public_dir / "allowed_signers"
+        signers = settings.config.public_dir / ALLOWED_SIGNERS
         if not signers.exists():
             signers = None
     identity = _identity(signers) if signers else None

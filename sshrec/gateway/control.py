@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 
 from sshrec.errors import Denied, NotFound, SshrecError, Unreachable, describe
-from sshrec.gateway.handoff import peer
 from sshrec.gateway.relay import Loop
+from sshrec.peer import peer
 from sshrec.session import SESSION_ID, printable
 
 NAME = "control"

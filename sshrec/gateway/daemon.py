@@ -32,6 +32,7 @@ from sshrec.gateway.logwriter import LogWriter
 from sshrec.gateway.rehearsal import rehearse
 from sshrec.gateway.shipper import Shipper
 from sshrec.gateway.worker import Worker, new_session
+from sshrec.peer import peer
 from sshrec.storage.local import Store
 
 STUCK_SECONDS = 10.0  # without a heartbeat: the hop is killed
@@ -187,7 +188,7 @@ class Daemon:
         try:
             channel = control.connect(self._config.run_dir, session)
             channel.send(b"watch")
-            pid, _ = handoff.peer(channel)
+            pid, _ = peer(channel)
             pidfd = os.pidfd_open(pid)
         except (Unreachable, Denied, OSError):
             return False
@@ -218,7 +219,7 @@ class Daemon:
                 return
             raise
         with gateway:
-            pid, uid = handoff.peer(gateway)
+            pid, uid = peer(gateway)
             try:
                 self._fork(gateway, uid)
             except (SshrecError, OSError) as error:

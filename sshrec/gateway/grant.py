@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sshrec.access.policy import Allow, Place
-from sshrec.openssh.client import fingerprint
+from sshrec.openssh.public_key import fingerprint
 from sshrec.session import Credential, Request, User
 
 

@@ -21,15 +21,14 @@ import array
 import contextlib
 import os
 import socket
-import struct
 from dataclasses import dataclass
 
 from sshrec.errors import SshrecError, UsageError
+from sshrec.peer import peer
 
 MESSAGE_BYTES = 256 * 1024
 HELLO_SECONDS = 5.0
 FACTS = ("command", "connection", "tty", "term", "lang", "auth", "agent")
-_CREDENTIALS = struct.Struct("3i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +54,6 @@ class Agent:
 
     tag: int
     descriptor: int | None
-
-
-def peer(sock: socket.socket) -> tuple[int, int]:
-    """Process id and uid at the other end, from the kernel."""
-    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return pid, uid
 
 
 def receive_hello(sock: socket.socket) -> Hello:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sshrec.config import Config
 from sshrec.errors import Denied, SshrecError, Unreachable
-from sshrec.openssh.public_key import fingerprint as fingerprint  # callers of this module take it from here
+from sshrec.openssh.public_key import fingerprint
 from sshrec.session import printable
 
 SSH = "/usr/bin/ssh"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sshrec.openssh.client import Log, Run, checked_term, fingerprint, seen_host_key
+from sshrec.openssh.client import Log, Run, checked_term, seen_host_key
+from sshrec.openssh.public_key import fingerprint
 
 KEY = "debug1: Server host key: ssh-ed25519 SHA256:true\r\n"
 SESSION = 'Authenticated to web1 ([192.0.2.1]:22) using "publickey".\r\ndebug1: Entering interactive session.\r\n'

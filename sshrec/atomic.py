@@ -1,14 +1,15 @@
-"""Files that are there whole or not at all: what readers see is the old one or the new one."""
+"""Files that are there whole or not at all: what readers see is the old one or the new one, power cut or not."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _LINKS = 40  # on the way: path_resolution(7)
 
@@ -20,22 +21,30 @@ def replace_file(path: Path, data: bytes, mode: int) -> None:
     behind every check.
     """
     try:
-        _replace(path, data, mode)
+        with writing(path, mode) as out:
+            out.write(data)
     except OSError as error:  # what it has is the temporary file's name
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _replace(path: Path, data: bytes, mode: int) -> None:
+@contextlib.contextmanager
+def writing(path: Path, mode: int, *, replace: bool = True) -> Iterator[BinaryIO]:
+    """As replace_file, for what comes in pieces: it has its name once all is written, and never if that fails.
+
+    FileExistsError where there is something of that name by then, unless `replace`.
+    """
     directory = open_directory(path.parent)
-    name = f".sshrec-{secrets.token_hex(8)}"
+    name = f".sshrec-{os.urandom(8).hex()}"
     try:
         file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory)
         try:
             with open(file, "wb") as out:
-                out.write(data)
+                yield out
                 out.flush()
                 os.fchmod(file, mode)
                 os.fsync(file)
+            if not replace:
+                _claim(directory, path.name)
             os.rename(name, path.name, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -44,6 +53,20 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _claim(directory: int, name: str) -> None:
+    """Make an empty file of that name, or fail: what is renamed over it then is nobody's but ours."""
+    os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory))
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable: a file that was synced has none by that. OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def open_directory(path: Path) -> int:
@@ -70,3 +93,12 @@ def open_directory(path: Path) -> int:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
     finally:
         os.close(at)
+
+
+def stamp(path: Path | None) -> tuple[int, ...] | None:
+    """What tells one state of a file from the next; None where there is no file."""
+    try:
+        status = os.stat(path or "")
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,31 +1,30 @@
 """The configuration: every setting once, with its comment, and the one reader of sshrec.yaml.
 
-Strict: an unknown or doubled key is an error, and so is a file that somebody else could have written.
+An unknown or doubled key is an error (strict.py), and so is a file that somebody else could have written.
 The sample file and sshrec.yaml(5) are made from the comments here (`make man`).
 """
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
-import types
-import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-import yaml
 
 from sshrec.duration import Duration
 from sshrec.errors import ConfigError, describe
-from sshrec.session import HOST, never_a_target
+from sshrec.recipients import Recipient, lines, recipients
+from sshrec.role import EXAMPLE, Role, check_roles
+from sshrec.session import HOST, KINDS, LOGIN, Kind, never_a_target
 from sshrec.size import Size
+from sshrec.strict import NOT_A_SETTING, convert
 from sshrec.trust import check_trust
 
 DEFAULT_PATH = Path("/etc/sshrec/sshrec.yaml")
@@ -35,12 +34,7 @@ _RUN_NAME_MAX = len("/") + 26 + len(".new/control")
 
 
 _HALF_A_DAY, _DAY, _YEAR, _FIVE_YEARS = map(Duration.parse, ("12h", "1d", "1y", "5y"))
-_TEN_MINUTES = Duration.parse("10m")
-
-T = TypeVar("T")
-
-# Metadata of a field that load() fills, and no key of the file does.
-NOT_A_SETTING = {"setting": False}
+_HALF_A_MINUTE, _TEN_MINUTES, _AN_HOUR = map(Duration.parse, ("30s", "10m", "1h"))
 
 
 def _doc(text: str, **constraints: Any) -> msgspec.Meta:
@@ -63,9 +57,7 @@ class Node:
         ),
     ] = None
     port: Annotated[int, _doc("The one port of this node that is dialled.", ge=1, le=65535)] = 22
-    labels: Annotated[Mapping[str, str], _doc("Anything, for people and for roles to come.")] = field(
-        default_factory=dict
-    )
+    labels: Annotated[Mapping[str, str], _doc("Anything, for people and for roles.")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,11 +107,43 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transparent:
+    """The inner connection of the transparent way in, which runs inside one to the bastion's own sshd.
+
+    What is on the network is encrypted by that outer one alone, in its key exchange and its cipher.
+    """
+
+    kex_algorithms: Annotated[
+        str,
+        _doc(
+            "sshd's KexAlgorithms. The default leaves out sntrup761, which costs 74 ms of CPU with OpenSSH before "
+            "9.9; what protects against recording now and a quantum computer later is the outer connection's."
+        ),
+    ] = "-sntrup761x25519-sha512*"
+    ciphers: Annotated[
+        str,
+        _doc(
+            "sshd's Ciphers; of these the client takes what it likes best. The default leaves out "
+            "chacha20-poly1305, so that clients take AES, which processors with AES instructions run at twice the "
+            "speed."
+        ),
+    ] = "-chacha20-poly1305@openssh.com"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How much there may be of what."""
 
     sessions: Annotated[int, _doc("Sessions at once on this bastion.", ge=1)] = 1000
     sessions_per_user: Annotated[int, _doc("Sessions at once of one user.", ge=1)] = 250
+    logins: Annotated[
+        int,
+        _doc(
+            "People at once in the login dialogue. For one more, whoever is there longest must go, of the address "
+            "that has most of them; where each has one, nobody more is let in.",
+            ge=1,
+        ),
+    ] = 50
     stream_bytes: Annotated[
         int,
         _doc(
@@ -128,6 +152,14 @@ class Limits:
             ge=0,
         ),
     ] = 16 * 1024 * 1024
+    file_bytes: Annotated[
+        int,
+        _doc(
+            "Bytes kept of the content of each file that sftp or scp transfers. Beyond them it is counted and "
+            "hashed only.",
+            ge=0,
+        ),
+    ] = 0
     disk_floor: Annotated[
         int,
         _doc(
@@ -136,6 +168,32 @@ class Limits:
             le=50,
         ),
     ] = 5
+    first_session: Annotated[
+        Duration,
+        _doc(
+            "Within which somebody who came by the transparent way must have asked for a session; ssh -N asks for "
+            "none, and is sent away."
+        ),
+    ] = _HALF_A_MINUTE
+    connection_idle: Annotated[
+        Duration,
+        _doc("After which a transparent connection (a ControlMaster) is ended that has no session any more."),
+    ] = _AN_HOUR
+    session_length: Annotated[
+        Duration | None,
+        _doc("After which a session is ended; the person is warned. None: never. A role may have its own."),
+    ] = None
+    idle: Annotated[
+        Duration | None,
+        _doc(
+            "Nothing typed for so long (without a terminal: not a byte either way) ends a session; the person is "
+            "warned. None: nothing does. A role may have its own."
+        ),
+    ] = None
+    session_bytes: Annotated[
+        Size | None,
+        _doc("The size of its recording at which a session is ended. None: any. A role may have its own."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,19 +374,82 @@ class Config:
             "restrict nothing where nodes is empty. Default: nodes.yaml beside this file."
         ),
     ] = None
-    kinds: Annotated[tuple[Literal["shell", "exec"], ...], _doc("The kinds of request that are served.")] = (
-        "shell",
-        "exec",
-    )
+    roles: Annotated[
+        tuple[Role, ...],
+        _doc(
+            "Who may do what. The first role that allows all of a request decides, and its terms hold; what no "
+            "role allows is denied. None: everybody whom sshd lets in has whatever the other settings allow.",
+            examples=[EXAMPLE],
+        ),
+    ] = ()
+    second_factor: Annotated[
+        Literal["off", "otp", "webauthn", "on"],
+        _doc(
+            "What a login needs besides the password. otp: a code of an authenticator app (TOTP). on: any factor "
+            "that there is, which is the same for now. off: nothing. webauthn, security keys at a web page, is to "
+            "come, and refused until then."
+        ),
+    ] = "otp"
+    bastion: Annotated[
+        str | None,
+        _doc("How people reach this bastion: HOST or HOST:PORT. Invitations name it. Default: the host's name."),
+    ] = None
+    login_account: Annotated[
+        str, _doc("The account of the bastion at which people register and log in: ssh -A login@bastion.")
+    ] = "login"
+    kinds: Annotated[
+        tuple[Kind, ...], _doc("The kinds of request that are served, where a role does not say it.")
+    ] = KINDS
     record_input: Annotated[
         bool, _doc("Keep what people type and send, not only what targets show. Passwords are among it.")
     ] = False
     limits: Annotated[Limits, _doc("How much there may be of what.")] = Limits()
+    host_keys: Annotated[
+        tuple[Path, ...],
+        _doc(
+            "The public halves of this bastion's host keys, by which agents know it. None: what is called "
+            "/etc/ssh/ssh_host_*_key.pub."
+        ),
+    ] = ()
+    destinations: Annotated[
+        Literal["inventory", "off"],
+        _doc(
+            "Where certificates are good that a login puts into agents. inventory: at this bastion, and through "
+            "it for the nodes and logins that the user may use, of those that are known at the time; other hosts "
+            "cannot be reached with them. The person's agent sees to that (OpenSSH 8.9 or later). off: anywhere, "
+            "so whoever is root on the bastion can use them while their owner is there."
+        ),
+    ] = "inventory"
+    accounts: Annotated[
+        Literal["optional", "required"],
+        _doc(
+            "optional: who is let in by sshd and is no user of sshrec's (sshrec users) has what the roles say, "
+            "with whatever logins the certificate or key opens. required: nobody but sshrec's users."
+        ),
+    ] = "optional"
     retention: Annotated[
         Retention,
         _doc("What sshrec prune removes of the recordings. Without any of these, nothing is ever removed."),
     ] = Retention()
+    recipients: Annotated[
+        tuple[str, ...],
+        _doc(
+            "To whom finished recordings are encrypted: public keys of age (X25519) and ssh-ed25519 ones. Two at "
+            "least, one of them kept offline: whoever has none of their private keys reads no recording any more, "
+            "this host included. None: recordings are not encrypted."
+        ),
+    ] = ()
+    recipients_file: Annotated[
+        Path | None,
+        _doc(
+            "A file of more of them, one a line, as age -R reads it. Whoever may not write to this file may not "
+            "write to that."
+        ),
+    ] = None
     hop: Annotated[Hop, _doc("How the onward ssh speaks to a target.")] = Hop()
+    transparent: Annotated[
+        Transparent, _doc("The inner connection of the transparent way in, which runs inside one to the bastion.")
+    ] = Transparent()
     database: Annotated[
         str | None,
         _doc(
@@ -339,6 +460,18 @@ class Config:
     authority: Annotated[Authority, _doc("The certificate authority (sshrec-ca).")] = Authority()
     audit: Annotated[Audit, _doc("The audit log.")] = Audit()
     enrolled: tuple[Node, ...] = field(default=(), metadata=NOT_A_SETTING)  # what the inventory holds
+    source: Path | None = field(default=None, metadata=NOT_A_SETTING)  # the file that all this was read from
+    encrypts_to: tuple[Recipient, ...] = field(default=(), metadata=NOT_A_SETTING)  # all recipients
+
+    @property
+    def bastion_host(self) -> str:
+        """The host that people reach."""
+        return _host_and_port(self.bastion)[0] if self.bastion is not None else os.uname().nodename
+
+    @property
+    def bastion_port(self) -> int:
+        """The port that they reach it at."""
+        return _host_and_port(self.bastion)[1] if self.bastion is not None else 22
 
     @property
     def recordings_dir(self) -> Path:
@@ -405,6 +538,23 @@ class Config:
         return next((node for node in (*self.nodes, *self.enrolled) if node.name == name), None)
 
 
+def _host_and_port(text: str) -> tuple[str, int]:
+    """HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT; ValueError where it is none."""
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?", text, re.ASCII)
+    if found is None:
+        raise ValueError(text)
+    port = int(found[3] or 22)
+    if found[1] is not None:
+        host = str(ipaddress.IPv6Address(found[1]))
+    elif HOST.fullmatch(found[2]):
+        host = found[2]
+    else:
+        host = str(ipaddress.IPv4Address(found[2]))
+    if not 1 <= port <= 65535:
+        raise ValueError(text)
+    return host, port
+
+
 def load(path: Path | None = None) -> Config:
     """Read and check a configuration file; ConfigError says what is wrong and where.
 
@@ -415,7 +565,7 @@ def load(path: Path | None = None) -> Config:
         if not path.exists():
             return with_inventory(Config(inventory=path.with_name("nodes.yaml")))
     path = path.absolute()
-    config = parse(_trusted_text(path), str(path))
+    config = replace(parse(_trusted_text(path), str(path)), source=path)
     if config.inventory is None:
         config = replace(config, inventory=path.with_name("nodes.yaml"))
     return with_inventory(config)
@@ -423,9 +573,28 @@ def load(path: Path | None = None) -> Config:
 
 def parse(text: str, name: str = "configuration") -> Config:
     """A Config from YAML text; `name` is what errors call it."""
-    config = _convert(text, Config, name)
+    config = convert(text, Config, name)
     _check(config, name)
-    return config
+    return _with_recipients(config, name)
+
+
+def _with_recipients(config: Config, name: str) -> Config:
+    """The configuration with all recipients that it names, here or in their file."""
+    texts = [(text, f"{name}: recipients") for text in config.recipients]
+    if (path := config.recipients_file) is not None:
+        named = lines(_trusted_text(path))
+        if not named:
+            raise ConfigError(f"{path} names no recipient")
+        texts += [(text, str(path)) for text in named]
+    for text, where in texts:
+        try:
+            recipients([text])
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    try:
+        return replace(config, encrypts_to=recipients(text for text, _ in texts)) if texts else config
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def with_inventory(config: Config) -> Config:
@@ -433,7 +602,7 @@ def with_inventory(config: Config) -> Config:
     path = config.inventory
     if path is None or not path.exists():
         return replace(config, enrolled=())
-    nodes = _convert(_trusted_text(path), Inventory, str(path)).nodes
+    nodes = convert(_trusted_text(path), Inventory, str(path)).nodes
     _check_nodes(nodes, str(path))
     return replace(config, enrolled=nodes)
 
@@ -446,87 +615,6 @@ def _trusted_text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = describe(error) if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(f"{path}: {reason}") from error
-
-
-def _convert(text: str, kind: type[T], name: str) -> T:
-    try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
-    except yaml.YAMLError as error:
-        message = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-        raise ConfigError(f"{name}: {message}") from error
-    if raw is None:
-        raw = {}
-    try:
-        return msgspec.convert(_normalise(raw, kind, name, ""), kind, dec_hook=_decode)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{name}: {error}") from error
-
-
-class _Loader(yaml.CSafeLoader):
-    """The safe loader, but a key that stands twice is an error (PyYAML lets the last one win)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _normalise(raw: Any, kind: Any, name: str, where: str) -> Any:
-    """Refuse unknown keys by their names, and take YAML's booleans back where words are meant."""
-    kind = _plain(kind)
-    if is_dataclass(kind):
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{name}: {where or 'the file'} must be a mapping of settings")
-        hints = get_type_hints(kind, include_extras=True)
-        known = [setting.name for setting in fields(kind) if setting.metadata != NOT_A_SETTING]
-        for key in raw:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1, 0.5)
-                hint = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(known)
-                raise ConfigError(f"{name}: unknown setting {f'{where}.{key}'.lstrip('.')!r}", hint=hint)
-        given = {
-            key: _normalise(value, hints[key], name, f"{where}.{key}".lstrip("."))
-            for key, value in raw.items()
-            if value is not None
-        }
-        # A heading with nothing below it: as if it were not there.
-        return {key: value for key, value in given.items() if value != {}}
-    if get_origin(kind) is tuple and isinstance(raw, list):
-        return [_normalise(value, get_args(kind)[0], name, f"{where}[{n}]") for n, value in enumerate(raw)]
-    if get_origin(kind) is Literal and isinstance(raw, bool):
-        raw = "on" if raw else "off"
-    if kind is Path and not (isinstance(raw, str) and raw.startswith("/")):
-        raise ConfigError(f"{name}: {where} must be an absolute path, not {raw!r}")
-    if get_origin(kind) is tuple and not isinstance(raw, list):
-        raise ConfigError(f"{name}: {where} must be a list, not {raw!r}")
-    if get_origin(kind) is Literal and raw not in get_args(kind):
-        raise ConfigError(f"{name}: {where} must be one of {', '.join(get_args(kind))}, not {str(raw)!r}")
-    return raw
-
-
-def _plain(kind: Any) -> Any:
-    """A type without its annotations and without `| None`."""
-    while get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    if get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next(part for part in get_args(kind) if part is not type(None))
-        return _plain(kind)
-    return kind
-
-
-def _decode(kind: type, raw: Any) -> Any:
-    if kind is Path and isinstance(raw, str):
-        return Path(raw)
-    if kind is Duration and isinstance(raw, str):
-        return Duration.parse(raw)
-    if kind is Size and isinstance(raw, str):
-        return Size.parse(raw)
-    raise msgspec.ValidationError(f"Expected {kind.__name__}, got {type(raw).__name__}")
 
 
 def _check_nodes(nodes: Sequence[Node], name: str) -> None:
@@ -574,6 +662,14 @@ def _check_sinks(sinks: Sequence[Sink], name: str) -> None:
 
 def _check(config: Config, name: str) -> None:
     _check_nodes(config.nodes, name)
+    check_roles(config.roles, config.second_factor, name)
+    if config.bastion is not None:
+        try:
+            _host_and_port(config.bastion)
+        except ValueError:
+            raise ConfigError(f"{name}: bastion: {config.bastion!r} is no HOST and no HOST:PORT") from None
+    if not LOGIN.fullmatch(config.login_account):
+        raise ConfigError(f"{name}: login_account: {config.login_account!r} cannot be the name of an account")
     authority = config.authority
     for kind in ("user", "host"):
         ttl, limit = getattr(authority, f"{kind}_ttl"), getattr(authority, f"{kind}_ttl_limit")

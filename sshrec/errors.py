@@ -62,6 +62,10 @@ class RecordingError(SshrecError):
     exit_code = os.EX_IOERR
 
 
+class DiskFull(RecordingError):
+    """There is no room for it."""
+
+
 def describe(error: OSError) -> str:
     """The operating system's words for an error, lower case, without its number."""
     return (error.strerror or type(error).__name__).lower()

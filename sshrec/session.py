@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 SESSION_ID = re.compile(rf"[0-7][{_CROCKFORD}]{{25}}")
@@ -17,7 +17,8 @@ HOST = re.compile(rf"(?=.{{1,253}}\Z)(?!(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\Z){_LABE
 # First words of ours, and those a file transfer sends: never a target, and no node may bear such a name.
 _OURS = re.compile(r"sshrec(?:-.*)?|scp|sftp|rsync|git-.*|mosh-server|internal-sftp|.*/.*", re.DOTALL)
 
-Kind = Literal["shell", "exec"]
+Kind = Literal["shell", "exec", "upload", "download"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def never_a_target(word: str) -> bool:
@@ -82,14 +83,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a person asks of a target: a shell (no command) or the execution of one, with or without a PTY."""
+    """What a person asks of a target: a shell (no command), the execution of one, or a subsystem."""
 
     target: Target
     command: bytes | None
     terminal: bool
+    subsystem: str | None = None
 
     @property
     def kind(self) -> Kind:
+        if self.subsystem is not None:
+            return "download"  # or upload: what is not allowed of it, is denied file by file
         return "shell" if self.command is None else "exec"
 
 

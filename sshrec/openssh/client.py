@@ -23,6 +23,9 @@ LIBEXEC = Path(__file__).parent.parent / "libexec"
 _TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
 _LANG = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _LOG_LINES = 20
+_MASTERED = re.compile(r"mux_client_request_session: master session id: ([0-9]{1,4})")
+_BEGUN = re.compile(r"channel ([0-9]{1,4}): new (?:session )?\[client-session\]")
+_ENDED = re.compile(r"client_input_channel_req: channel ([0-9]{1,4}) rtype (exit-s[a-z]+) reply [01]")
 _CHATTER = (
     "Authenticated to ",
     "Transferred: ",
@@ -35,6 +38,7 @@ class Run:
     """The files of one session that ssh is pointed at, in the session's private run directory."""
 
     directory: Path
+    outer_agent: Path | None = None  # instead of one of its own
 
     @property
     def config(self) -> Path:
@@ -46,7 +50,7 @@ class Run:
 
     @property
     def agent(self) -> Path:
-        return self.directory / "agent"
+        return self.outer_agent or self.directory / "agent"
 
     @property
     def dial(self) -> Path:
@@ -95,7 +99,7 @@ EnableSSHKeysign no
 ForwardAgent no
 # One session and nothing beside it.
 RequestTTY {request_tty}
-SessionType default
+SessionType {session_type}
 StdinNull no
 ForkAfterAuthentication no
 EscapeChar none
@@ -105,8 +109,8 @@ ClearAllForwardings yes
 ForwardX11 no
 Tunnel no
 GatewayPorts no
-ControlMaster no
-ControlPath none
+ControlMaster {control_master}
+ControlPath {control_path}
 CanonicalizeHostname no
 KnownHostsCommand none
 UpdateHostKeys no
@@ -132,9 +136,21 @@ _DIAL = shlex.quote(str(LIBEXEC / "sshrec-dial")).replace("%", "%%")
 
 
 def configuration(
-    config: Config, run: Run, *, login: str, name: str, port: int, terminal: bool, lang: bytes
+    config: Config,
+    run: Run,
+    *,
+    login: str,
+    name: str,
+    port: int,
+    terminal: bool,
+    lang: bytes,
+    control: Path | None = None,
+    master: bool = False,
 ) -> str:
-    """The ssh_config of one hop. `name` is the node's: what its certificate or known_hosts line says."""
+    """The ssh_config of one hop. `name` is the node's: what its certificate or known_hosts line says.
+
+    `control`: the socket of a master; `master`: this is that one, which has no session of its own.
+    """
     hop, checks = config.hop, config.proxy_checks_host_keys
     text = _CONFIGURATION.format(
         login=login,
@@ -144,6 +160,9 @@ def configuration(
         identity=run.identity,
         agent=run.agent,
         request_tty="force" if terminal else "no",
+        session_type="none" if master else "default",
+        control_master="yes" if master else "no",
+        control_path=control or "none",
         strict="yes" if checks else "no",
         user_known_hosts="none" if checks else run.seen_hosts,  # there ssh notes what it accepted unseen
         known_hosts=" ".join(map(str, config.known_hosts_files)) if checks else "/dev/null",
@@ -157,20 +176,28 @@ def configuration(
         text += f"KexAlgorithms {hop.kex_algorithms}\n"
     if hop.ciphers:
         text += f"Ciphers {hop.ciphers}\n"
-    if _LANG.fullmatch(value := lang.decode("ascii", "replace")):
+    if control is not None:
+        text += "SendEnv LANG\n"  # of each session's own ssh: SetEnv would be the master's for all of them
+    elif _LANG.fullmatch(value := lang.decode("ascii", "replace")):
         text += f"SetEnv LANG={value}\n"
     return text
 
 
-def arguments(run: Run, host: str, command: bytes | None) -> list[bytes]:
+def arguments(run: Run, host: str, command: bytes | None, subsystem: str | None = None) -> list[bytes]:
     """The hop's argv. All options stand before `--`, the command is one argument behind the host."""
-    words = [SSH, "-F", str(run.config), "-E", str(run.log), "--", host]
-    return [word.encode() for word in words] + ([command] if command is not None else [])
+    words = [SSH, "-F", str(run.config), "-E", str(run.log), *(["-s"] if subsystem else []), "--", host]
+    last = subsystem.encode() if subsystem is not None else command
+    return [word.encode() for word in words] + ([last] if last is not None else [])
 
 
-def environment(term: str) -> dict[str, str]:
-    """The hop's environment, made from nothing."""
-    return {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "SHELL": "/bin/sh", "LANG": "C.UTF-8", "TERM": term}
+def environment(term: str, lang: bytes | None = None) -> dict[str, str]:
+    """The hop's environment, made from nothing. `lang`: what it is to send, where it goes by a master."""
+    found = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "SHELL": "/bin/sh", "LANG": "C.UTF-8", "TERM": term}
+    if lang is not None:
+        del found["LANG"]
+        if _LANG.fullmatch(value := lang.decode("ascii", "replace")):
+            found["LANG"] = value
+    return found
 
 
 @dataclass(slots=True)
@@ -180,6 +207,8 @@ class Log:
     `messages`: what ssh would have told the person, since the session was established where it was;
     `agent_has_key`: the person's agent holds the credential; `established`: the session on the target was
     asked for; `signalled`: the target said that the command died by a signal (its name ssh does not tell).
+    `number`: of the session among those of the master that it goes by; `ends`: of a master, by that number,
+    what the target said last of how a session ended.
 
     A target can have ssh 9.2 write lines of its making (a line feed in SSH_MSG_DEBUG gets through), so what
     is here words messages and nothing else, but for `host_key`.
@@ -189,6 +218,8 @@ class Log:
     established: bool = False
     signalled: bool = False
     agent_has_key: bool = False
+    number: int | None = None
+    ends: dict[int, str] = field(default_factory=dict)
     _host_keys: set[str] = field(default_factory=set)
     _rest: bytes = b""
 
@@ -212,8 +243,14 @@ class Log:
         elif text == "Entering interactive session.":
             self.established = True
             self.messages.clear()
-        elif "rtype exit-signal" in text:
-            self.signalled = True
+        elif found := _MASTERED.fullmatch(text):
+            self.established, self.number = True, int(found[1])
+            self.messages.clear()
+        elif found := _BEGUN.match(text):
+            self.ends.pop(int(found[1]), None)  # it is another's number now
+        elif found := _ENDED.fullmatch(text):
+            self.ends[int(found[1])] = found[2]
+            self.signalled |= found[2] == "exit-signal"
 
     @property
     def host_key(self) -> str | None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sshrec.errors import SshrecError, UsageError, describe
 from sshrec.openssh.certificate import FILE_LIMIT, PRINCIPALS, Certificate, Terms, check, read_certificate
@@ -22,7 +23,11 @@ from sshrec.openssh.public_key import PublicKey, read, read_file
 from sshrec.openssh.signer import ENVIRONMENT, KEYGEN, Ready, converse, run, said, typeable
 from sshrec.session import printable
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 SERIALS = range(1, 2**64)  # a KRL cannot name 0
+MOMENT_SECONDS = 20.0  # for a key that is waited for
 _TIMES = range(253402300800)  # Unix seconds of the years that ssh-keygen can be told, 1970 to 9999
 _WORD = r"[A-Za-z0-9_.:@+][A-Za-z0-9_.:@+-]"
 PRINCIPAL = re.compile(_WORD + "{0,255}")
@@ -75,6 +80,28 @@ def make_key(path: Path, comment: str, passphrase: str | None = None) -> PublicK
     return key
 
 
+@contextmanager
+def making(path: Path) -> Iterator[Callable[[], PublicKey]]:
+    """Make an ed25519 key pair while others go on; what is given waits for it. Nothing of it is synced.
+
+    SshrecError where there is none.
+    """
+    command = [KEYGEN, "-q", "-t", "ed25519", "-C", "", "-N", "", "-f", str(path)]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, env=ENVIRONMENT, stdin=null, stdout=null, stderr=subprocess.PIPE) as process:
+
+        def made() -> PublicKey:
+            _, output = process.communicate(timeout=MOMENT_SECONDS)
+            if process.returncode:
+                raise SshrecError(f"ssh-keygen made no key: {said(output)}")
+            return read(path.with_suffix(".pub"))
+
+        try:
+            yield made
+        finally:
+            process.kill()
+
+
 def _make(path: Path, comment: str, passphrase: str | None) -> None:
     command = [KEYGEN, "-q", "-t", "ed25519", "-C", comment, "-f", str(path)]
     if passphrase is None:
@@ -124,7 +151,9 @@ def sign_many(
         for key, terms in requests:
             yield sign(ready, key, terms)
         return
-    under_way = deque[Future[Certificate]]()
+    under_way: deque[Future[Certificate]] = deque()
+    from concurrent.futures import ThreadPoolExecutor  # not in sshrecd, whose workers sign nothing
+
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for key, terms in requests:

@@ -14,16 +14,23 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sshrec.audit.event import LINE_MAX, AuditError, Fields, canonical, new_uid
+from sshrec.audit.event import LAST_WORDS, LINE_MAX, AuditError, Fields, canonical, new_uid
 from sshrec.audit.log import Head, Line, Reader, files
 from sshrec.errors import describe
+from sshrec.reserve import Reserve, is_full
 
 GROUP_BYTES = 1024 * 1024  # that are written at once: so much, and one line, may a power cut tear
 REMEMBERED = 65536  # uids by which an event that is sent again is known
+RESERVE_BYTES = 4 * 1024 * 1024  # kept for LAST_WORDS on a full disk: the ends of 2000 sessions
+AHEAD_BYTES = 1024 * 1024
 WINDOW_BYTES = 4 * 1024 * 1024  # of the end, read when the log is opened
 _BREAKS = ("line", "number", "chain", "torn")
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class LogFull(AuditError):
+    """There is no room but what is kept for those events that must be told all the same."""
 
 
 def wall_ms() -> int:
@@ -35,10 +42,13 @@ class Appender:
     """The log's one writer, while it has the lock.
 
     `lock`, then `append` as often as needed, then `close`. Any failure of the disk is an AuditError, with nothing
-    acknowledged; the next `append` looks at the files anew, and repairs what the failure tore.
+    acknowledged; the next `append` looks at the files anew, and repairs what the failure tore. `reserve`: bytes
+    kept for the last words of a full disk.
     """
 
-    def __init__(self, directory: Path, *, clock: Callable[[], int] = wall_ms) -> None:
+    def __init__(
+        self, directory: Path, *, clock: Callable[[], int] = wall_ms, reserve: int = RESERVE_BYTES
+    ) -> None:
         self.directory = directory
         self.head = Head()
         self.last = b""  # the newest line of our own
@@ -47,6 +57,9 @@ class Appender:
         self._fd = -1  # of the newest file, while it is known to be whole
         self._path = Path()
         self._size = 0
+        self._reserve_bytes = reserve
+        self._reserve = Reserve(-1, 0, 0)  # past the end of the file
+        self._last_words = False  # what is written now may take it
         self._numbers: OrderedDict[str, int] = OrderedDict()  # of the newest events, by uid
 
     # ---- the lock ---------------------------------------------------------------------------------------
@@ -94,9 +107,11 @@ class Appender:
         """Stamp these events, append them, return their numbers once all are durable.
 
         Each has at least event, code and uid. Of one that is in the log already, the old number is returned.
-        Of the list, no more than GROUP_BYTES are written at once.
+        Of the list, no more than GROUP_BYTES are written at once. LogFull, and nothing is written, where the disk
+        has room for LAST_WORDS alone, and there are others among these.
         """
         assert self._lock >= 0
+        self._last_words = all(event["event"] in LAST_WORDS for event in events)
         try:
             if not self._is_current():
                 self._open()
@@ -105,10 +120,13 @@ class Appender:
             return self._append(events)
         except OSError as error:
             self._forget()
-            raise AuditError(
-                f"cannot write the audit log {self.directory}: {describe(error)}",
-                hint="sessions need it: make room, or let sshrec's user write there",
-            ) from error
+            raise self._refusal(AuditError, error) from error
+
+    def _refusal(self, kind: type[AuditError], error: OSError) -> AuditError:
+        return kind(
+            f"cannot write the audit log {self.directory}: {describe(error)}",
+            hint="sessions need it: make room, or let sshrec's user write there",
+        )
 
     def ready(self) -> None:
         """Open and repair the log now; AuditError where that cannot be."""
@@ -149,7 +167,13 @@ class Appender:
         """One write, one sync. On failure nothing of it counts."""
         if not group:
             return
-        self._put(b"".join(group))
+        data = b"".join(group)
+        try:
+            self._reserve.keep(self._size, len(data))
+        except OSError as error:
+            if not (is_full(error) and self._last_words):
+                raise self._refusal(LogFull if is_full(error) else AuditError, error) from error
+        self._put(data)
         self.head, self.last = head, group[-1]
         self._numbers.update(taken)
         while len(self._numbers) > REMEMBERED:
@@ -168,11 +192,24 @@ class Appender:
         name = f"{self._now()[:10]}.jsonl"
         if self._fd >= 0 and name <= self._path.name:
             return
+        new = self.directory / f".{name}.new"
+        new.unlink(missing_ok=True)
+        fd = os.open(new, _FLAGS | os.O_CREAT | os.O_EXCL, 0o640)
+        reserve = Reserve(fd, self._reserve_bytes, AHEAD_BYTES)
+        try:
+            os.fchmod(fd, 0o640)
+            reserve.keep(0, 0)
+            new.rename(self.directory / name)
+        except OSError as error:
+            os.close(fd)
+            new.unlink(missing_ok=True)
+            if self._fd >= 0 and is_full(error):
+                return  # the old file has its reserve, which is worth more than its name
+            raise
+        if self._fd >= 0:
+            self._reserve.release()
         self._forget()
-        self._path = self.directory / name
-        self._fd = os.open(self._path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o640)
-        os.fchmod(self._fd, 0o640)
-        self._size = 0
+        self._path, self._fd, self._reserve, self._size = self.directory / name, fd, reserve, 0
         os.fsync(self._lock)  # its name; the lock is on the directory
         # What it holds is there already; that its directory is in its own is not said by that.
         _sync(self.directory.parent)
@@ -187,14 +224,19 @@ class Appender:
             return
         self._path = paths[-1]
         self._fd = os.open(self._path, _FLAGS)
+        self._reserve = Reserve(self._fd, self._reserve_bytes, AHEAD_BYTES)
         self._end_line()
-        # The one before, too: for the head, where the newest has no line yet, and for the uids.
-        ends = [_End(path) for path in paths[-2 if self._size < WINDOW_BYTES else -1 :]]
-        for end in ends:
-            self._numbers.update(end.numbers)
-            self.head = end.head or self.head
-        if ends[-1].torn:
-            self._set_aside(ends[-1].torn)
+        before = None
+        if self._size < WINDOW_BYTES:
+            # The one before that has lines, too: for the head, and for the uids.
+            older = [path for path in paths[:-1] if path.stat().st_size]
+            before = _End(older[-1]) if older else None
+        end = _End(self._path, before.head if before is not None else None)
+        for one in (before, end) if before is not None else (end,):
+            self._numbers.update(one.numbers)
+            self.head = one.head or self.head
+        if end.torn:
+            self._set_aside(end.torn)
         # What is in the file counts from now on, and whoever wrote it may not have come to say so.
         os.fdatasync(self._fd)
         os.fsync(self._lock)
@@ -233,9 +275,10 @@ class _End:
 
     Torn is what a write that never counted may have left: from the first break in the chain on, but no more than
     one write has. A break further back is damage, which no writer mends: the chain goes on from what is there.
+    `before`: where the chain stands before the file's first line; None where it is the log's first, or not known.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before: Head | None = None) -> None:
         self.head: Head | None = None
         self.numbers: dict[str, int] = {}
         self.torn = b""
@@ -244,7 +287,7 @@ class _End:
             start = file.seek(max(0, size - WINDOW_BYTES))
             if start:
                 start += len(file.readline())
-            reader = Reader()
+            reader = Reader(None if start else before)
             for item in reader.read(path, file, start):
                 if isinstance(item, Line):
                     self.numbers[item.fields["uid"]] = item.n

@@ -211,10 +211,18 @@ def post(path: Path, event: str, fields: Fields) -> None:
         sender.send(event, fields)
 
 
-def tell(journal: Journal, event: str, fields: Fields, *, uid: str | None = None, seconds: float = 5.0) -> None:
+def tell(
+    journal: Journal,
+    event: str,
+    fields: Fields,
+    *,
+    uid: str | None = None,
+    code: str | None = None,
+    seconds: float = 5.0,
+) -> None:
     """Have one event logged, and wait until it is durable; AuditError where that cannot be."""
     try:
-        uid = journal.send(event, fields, uid=uid)
+        uid = journal.send(event, fields, uid=uid, code=code)
     except DataError as error:
         raise AuditError(f"not an audit event: {error}") from error
     if not journal.wait(seconds) and uid in journal.pending:

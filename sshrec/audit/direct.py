@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sshrec.audit.appender import Appender
-from sshrec.audit.event import AuditError, Fields, packet
+from sshrec.audit.appender import Appender, LogFull
+from sshrec.audit.event import LAST_WORDS, AuditError, Fields, packet
 
 LOCK_SECONDS = 5.0  # that others may keep the lock
 AGAIN_SECONDS = 1.0
@@ -49,14 +49,14 @@ class Direct:
         if not self._unsaid:
             return math.inf
         try:
-            self._append()
+            try:
+                self._append(list(self._unsaid))
+            except LogFull:
+                self._append([uid for uid, said in self._unsaid.items() if said["event"] in LAST_WORDS])
+                raise
         except AuditError as error:
             self.errors.update(dict.fromkeys(self._unsaid, str(error)))
             return AGAIN_SECONDS
-        for uid in self._unsaid:
-            self.errors.pop(uid, None)
-        self._unsaid.clear()
-        self.pending.clear()
         return math.inf
 
     def wait(self, seconds: float) -> bool:  # noqa: ARG002 - it has waited
@@ -64,16 +64,19 @@ class Direct:
         self.tick()
         return not self.pending
 
-    def _append(self) -> None:
+    def _append(self, uids: list[str]) -> None:
         deadline = time.monotonic() + LOCK_SECONDS
         while not self._appender.lock():
             if time.monotonic() > deadline:
                 raise AuditError(f"another process writes the audit log {self._appender.directory}")
             time.sleep(0.002)
         try:
-            self._appender.append([{**said, "sender_uid": os.geteuid()} for said in self._unsaid.values()])
+            self._appender.append([{**self._unsaid[uid], "sender_uid": os.geteuid()} for uid in uids])
         finally:
             self._appender.unlock()
+        for uid in uids:
+            self.errors.pop(uid, None)
+            del self._unsaid[uid], self.pending[uid]
 
     def close(self) -> None:
         """Let go of the files."""

@@ -27,20 +27,32 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "cert.create": ("TC000I",),
     "client.disconnect": ("T3006I",),
     "exec": ("T3002I", "T3002E"),
+    "lock.created": ("TLK00I",),
+    "lock.deleted": ("TLK01I",),
     "mfa.add": ("T1006I",),
     "mfa.delete": ("T1007I",),
+    "mfa_auth_challenge.validate": ("T1016I", "T1016W"),
+    "recovery_code.generated": ("T1008I",),
+    "recovery_code.used": ("T1009I",),
     "reset_password_token.create": ("T6000I",),
     "resize": ("T2002I",),
-    "scp": ("T3004I", "T3004E", "T3005I", "T3005E"),
+    "scp": ("T3004I", "T3004E", "T3005I", "T3005E", "SR501I", "SR501E"),  # ours: a directory that is made
     "session.data": ("T2006I",),
     "session.end": ("T2004I",),
     "session.join": ("T2001I",),
     "session.leave": ("T2003I",),
     "session.recording.access": ("T2012I",),
+    "session.recording.failed": ("SR400W",),
     "session.rejected": ("T1006W",),
     "session.start": ("T2000I",),
     "session.upload": ("T2005I",),
-    "sftp": ("TS001I", "TS001E"),
+    # A code for each of what SFTP does, and Teleport's for what is denied; ours: what it has none for.
+    "sftp": (
+        *(f"TS{action:03}{grade}" for action in (1, 7, 11, 12, 13, 16, 18, 19) for grade in "IE"),
+        "TS020E",
+        "SR500I",
+        "SR500E",
+    ),
     "subsystem": ("T3001I", "T3001E"),
     "user.create": ("T1002I",),
     "user.delete": ("T1004I",),
@@ -54,6 +66,9 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "cert.revoke": ("SR100I",),
     "ca.rotate": ("SR101I",),
     "node.enroll": ("SR102I",),
+    "cert.withdraw": ("SR103W",),
+    "cert.unrevoke": ("SR104I",),
+    "ca.init": ("SR105I",),
     "recording.pack": ("SR200I",),
     "recording.encrypt": ("SR201I",),
     "recording.move": ("SR202I",),
@@ -63,6 +78,20 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "config.problem": ("SR301W", "SR301E"),
     "disk.problem": ("SR302W", "SR302E"),
 }
+
+# What must be told on a full disk, too: how sessions end, and what makes room. Nobody can send many of them.
+LAST_WORDS = frozenset(
+    {
+        "client.disconnect",
+        "exec",
+        "recording.delete",
+        "recording.hold",
+        "recording.pack",
+        "session.data",
+        "session.end",
+        "session.recording.failed",
+    }
+)
 
 WRITERS_OWN = frozenset({"log.repair", "checkpoint", "checkpoint.signature"})
 STAMPED = frozenset({"n", "prev", "time", "sender_uid"})  # fields that only the writer fills

@@ -105,7 +105,8 @@ def _read_file(path: Path, cursor: Cursor, lines: int, *, last: bool) -> tuple[l
             raise DataError(f"{path} has {size} bytes, and {cursor.offset} of it were delivered: it was cut")
         if size > cursor.offset:
             os.fdatasync(fd)
-        data = os.pread(fd, BATCH_BYTES, cursor.offset)
+        # No more than was there before the sync: what has come since may not be on disk.
+        data = os.pread(fd, min(BATCH_BYTES, size - cursor.offset), cursor.offset)
     finally:
         os.close(fd)
     items: list[Item] = []

@@ -153,12 +153,12 @@ def _is_canonical(fields: dict[str, Any], raw: bytes) -> bool:
 class Reader:
     """Reads files one after the other, with the chain from one to the next: `read_log`, piece by piece.
 
-    `head`: where the chain stands after what was read.
+    `head`: where the chain stands after what was read; or before, where that is known already.
     """
 
-    def __init__(self) -> None:
-        self.head = Head()
-        self._begun = False
+    def __init__(self, head: Head | None = None) -> None:
+        self.head = head or Head()
+        self._begun = head is not None
         self._checkpoint = False  # the line before is one
         self._searches = 0
 

@@ -5,11 +5,13 @@ A chain of seals can be made anew by whoever can write the file; what a signed l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from sshrec.audit.verify import Known, Report
-from sshrec.recording.verification import Gap, Problem, State, Verdict
+from sshrec.recording.verification import EMPTY, NO_HEADER, EncryptedFile, Gap, Problem, State, Verdict
 from sshrec.session import printable, started
 
 
@@ -29,7 +31,15 @@ def weigh(verdict: Verdict, report: Report) -> Verdict:
             return _incomplete(verdict, "unsigned", "the audit log is not signed that far")
         if _before(session, report.begins):
             return _incomplete(verdict, "unlogged", "it is older than the audit log")
+        if verdict.gap in (NO_HEADER, EMPTY):
+            return verdict
         return _bad(verdict, 0, "the audit log knows nothing of this session")
+    if known.started and verdict.gap in (NO_HEADER, EMPTY):
+        return _bad(verdict, 0, "its header is gone, and was durable before the audit log had its start")
+    if verdict.file is not None:
+        verdict = _weigh_file(verdict, verdict.file, known, report)
+        if verdict.state is State.BAD or verdict.file is None or not verdict.file.opened:
+            return verdict
     for n, digest in sorted(known.heads.items()):
         head = verdict.head_at(n + 1)
         if head is None:
@@ -41,6 +51,42 @@ def weigh(verdict: Verdict, report: Report) -> Verdict:
     if known.last is None and verdict.state is State.COMPLETE:
         return _incomplete(verdict, "unsigned", "its end is in no signed part of the audit log")
     return verdict
+
+
+def _weigh_file(verdict: Verdict, file: EncryptedFile, known: Known, report: Report) -> Verdict:
+    """The verdict once the file is held against the event of its encryption: the whole, where nobody opened it."""
+    event = known.encrypted.get(file.sha256)
+    if event is None or event.get("file_bytes") != file.bytes:
+        if file.sha256 in report.unsigned_files:
+            return _incomplete(verdict, "unsigned", "its encryption is in no signed part of the audit log")
+        if known.encrypted:
+            return _bad(verdict, 0, "it is not the file that was encrypted: the audit log has another hash of it")
+        return _bad(verdict, 0, "the audit log knows of no encryption of it")
+    verdict = replace(verdict, file=replace(file, sealed=True))
+    if file.facts and file.facts != event.get("facts_sha256"):
+        return _bad(verdict, 0, "the file of its facts is not the one that was written")
+    if not file.opened:
+        verdict = _sealed(verdict, event)
+        newest = max(known.heads)
+        if verdict.state is not State.BAD and newest >= verdict.seals:
+            return _bad(verdict, verdict.seals, f"its end was cut off: the audit log has seal {newest} of it")
+    if file.facts == "" and verdict.state is not State.BAD:
+        return _incomplete(verdict, "facts", "the file of its facts is missing")
+    return verdict
+
+
+def _sealed(verdict: Verdict, event: Mapping[str, Any]) -> Verdict:
+    """What a recording was found to be when it was encrypted: the file is the same."""
+    match event.get("verdict"), event.get("seals"), event.get("seal_sha256"), event.get("recording_bytes"):
+        case str(state), int(seals), str(head), int(size) if state in (State.COMPLETE, State.INCOMPLETE):
+            pass
+        case _:
+            return _bad(verdict, 0, "the audit log has no verdict on what was encrypted")
+    gap = None
+    if state == State.INCOMPLETE:
+        detail = event.get("incomplete_detail")
+        gap = Gap(printable(str(event.get("incomplete"))), printable(str(detail)) if detail else None)
+    return replace(verdict, state=State(state), seals=seals, head=head, sealed=size, gap=gap)
 
 
 def absent(report: Report, there: frozenset[str], since_ms: float = 0) -> list[Verdict]:
@@ -74,6 +120,7 @@ def _bad(verdict: Verdict, chunk: int, what: str) -> Verdict:
 
 
 def _incomplete(verdict: Verdict, why: str, detail: str) -> Verdict:
-    if verdict.state is State.INCOMPLETE:
+    looked = verdict.gap is None or verdict.gap.why != "encrypted"
+    if verdict.state is State.INCOMPLETE and looked:
         return verdict
     return replace(verdict, state=State.INCOMPLETE, gap=Gap(why, detail))

@@ -21,10 +21,10 @@ from typing import Any
 
 import msgspec
 
-from sshrec.audit.appender import GROUP_BYTES, Appender
+from sshrec.audit.appender import GROUP_BYTES, Appender, LogFull
 from sshrec.audit.checkpoint import GROWN_SECONDS, SIGN_SECONDS, Checkpoints, CheckpointSigner
 from sshrec.audit.client import PACKET_MAX
-from sshrec.audit.event import AuditError, check
+from sshrec.audit.event import LAST_WORDS, AuditError, check
 from sshrec.errors import ConfigError, DataError, SshrecError, describe
 from sshrec.peer import peer
 from sshrec.session import SESSION_ID, printable
@@ -56,6 +56,11 @@ class _Group:
     events: list[dict[str, Any]] = field(default_factory=list)
     peers: list[_Peer] = field(default_factory=list)
     size: int = 0
+
+    def only(self, wanted: Callable[[str], bool]) -> _Group:
+        """Those of it that have such a name."""
+        pairs = [pair for pair in zip(self.events, self.peers, strict=True) if wanted(pair[0]["event"])]
+        return _Group([event for event, _ in pairs], [peer for _, peer in pairs])
 
 
 class Writer:
@@ -224,16 +229,24 @@ class Writer:
         """Write a group and say so, or say why not."""
         try:
             numbers = self._appender.append(group.events)
+        except LogFull as error:
+            self._refuse(group.only(lambda name: name not in LAST_WORDS), error)
+            if (last := group.only(lambda name: name in LAST_WORDS)).events:
+                self._commit(last)
+            return
         except AuditError as error:
-            self._complain(error)
-            for peer, event in zip(group.peers, group.events, strict=True):
-                self._answer(peer, {"uid": event["uid"], "error": str(error)})
+            self._refuse(group, error)
             return
         self._failing = False
         now = time.monotonic()
-        for peer, event, n in zip(group.peers, group.events, numbers, strict=True):
-            self._answer(peer, {"uid": event["uid"], "n": n})
+        for sender, event, n in zip(group.peers, group.events, numbers, strict=True):
+            self._answer(sender, {"uid": event["uid"], "n": n})
             self._checkpoints.logged(event, now)
+
+    def _refuse(self, group: _Group, error: AuditError) -> None:
+        self._complain(error)
+        for sender, event in zip(group.peers, group.events, strict=True):
+            self._answer(sender, {"uid": event["uid"], "error": str(error)})
 
     def _checkpoint(self, signer: CheckpointSigner) -> None:
         """A checkpoint and its signature, one after the other: nobody else writes meanwhile.

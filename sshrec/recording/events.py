@@ -13,7 +13,7 @@ EXIT: Final = "x"
 SEAL: Final = "S"  # closes a chunk: canonical JSON, see seal.py
 BYTES: Final = "B"  # base64: the exact bytes of the event before, where they were no valid UTF-8
 STDERR: Final = "E"  # the next output event was on stderr
-FILE: Final = "F"  # a file was transferred
+FILE: Final = "F"  # canonical JSON: a file that was transferred, or changed by a transfer
 COUNT: Final = "C"  # canonical JSON: bytes and SHA-256 of a stream
 WALL: Final = "W"  # the wall clock, RFC 3339 in UTC
 

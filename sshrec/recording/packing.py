@@ -1,7 +1,8 @@
 """A finished recording packed into zstd frames, and back. Knows bytes and frames; names and locks are storage's.
 
 The packed form is zstd's seekable format: frames one after the other, each of whole chunks, then a skippable
-frame with the table of their sizes. `zstd -dc` gives the text back.
+frame with the table of their sizes. `zstd -dc` gives the text back. A part is the packed form of the chunks that a
+live recording had by some time.
 https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
 """
 
@@ -58,33 +59,106 @@ class Frame(NamedTuple):
 
 
 def pack(source: BinaryIO, target: BinaryIO) -> None:
-    """Write the packed form of a finished recording to `target`; DataError where it is not finished."""
+    """Write the packed form of a finished recording to `target`, which may hold a part of it.
+
+    Of a part the frames stay that are, bit for bit, what they should be: whatever else it holds is written anew.
+    DataError where the recording is not finished.
+    """
     source.seek(max(0, source.seek(0, os.SEEK_END) - 1))
     if source.read(1) != b"\n" or outcome(last_line(source)) is None:
         raise DataError("the recording is not finished")
-    source.seek(0)
+    _write(source, target, _resume(source, target), ahead=False)
+
+
+def pack_ahead(source: BinaryIO, part: BinaryIO, most: int) -> bool:
+    """Bring the part of a live recording up to date, by `most` bytes of text or a frame more; whether it grew.
+
+    Nothing of it is believed later because it is here: `pack` compares. So its own table is believed now.
+    """
+    try:
+        sizes = [(frame.packed, frame.size) for frame in frames(part)]
+    except DataError:
+        sizes = _resume(source, part)
+    else:
+        part.seek(sum(packed for packed, _ in sizes))
+        source.seek(sum(text for _, text in sizes))
+    before = len(sizes)
+    _write(source, part, sizes, ahead=True, most=most)
+    return len(sizes) > before
+
+
+def packed_ahead(part: BinaryIO) -> int:
+    """How many bytes of text a part holds, by its own word; none where it has been torn."""
+    try:
+        return sum(frame.size for frame in frames(part))
+    except DataError:
+        return 0
+
+
+def _write(
+    source: BinaryIO, target: BinaryIO, sizes: list[tuple[int, int]], *, ahead: bool, most: int = sys.maxsize
+) -> None:
+    """Go on with a packed form whose frames have these sizes; both files stand behind them."""
     compressor = zstd.ZstdCompressor(
         options={
             zstd.CompressionParameter.compression_level: LEVEL,
             zstd.CompressionParameter.checksum_flag: 1,
         }
     )
-    sizes = []
-    while text := _chunks(source):
+    target.truncate()
+    done = 0
+    while done < most and (text := _chunks(source)):
+        if ahead and not _is_whole(text):
+            break
         compressor.set_pledged_input_size(len(text))
         packed = compressor.compress(text, compressor.FLUSH_FRAME)
         target.write(packed)
         sizes.append((len(packed), len(text)))
+        done += len(text)
     target.write(_seek_table(sizes))
 
 
+def _resume(source: BinaryIO, target: BinaryIO) -> list[tuple[int, int]]:
+    """Sizes, packed and of text, of the frames in `target` that `source` has, too; both stand behind them."""
+    source.seek(0)
+    target.seek(0)
+    sizes: list[tuple[int, int]] = []
+    at = start = 0
+    while text := _chunks(source):
+        # Incompressible text grows by 3 bytes a block, a header and a checksum: RFC 8878, 3.1.1.
+        target.seek(at)
+        packed = target.read(len(text) + len(text) // 1024 + 64)
+        decompressor = zstd.ZstdDecompressor()
+        try:
+            same = decompressor.decompress(packed, len(text) + 1) == text and decompressor.eof
+        except zstd.ZstdError:
+            same = False
+        if not same:
+            break
+        sizes.append((len(packed) - len(decompressor.unused_data), len(text)))
+        at += sizes[-1][0]
+        start += len(text)
+    source.seek(start)
+    target.seek(at)
+    return sizes
+
+
+def _is_whole(text: bytes) -> bool:
+    """Whether a frame of this text can be followed by others: whole chunks, and enough of them."""
+    return len(text) >= FRAME_BYTES and text.endswith(b"\n") and is_seal(text[text.rindex(b"\n", 0, -1) + 1 :])
+
+
 def _chunks(source: BinaryIO) -> bytes:
-    """The next whole chunks, FRAME_BYTES of them or more while there are any."""
+    """The next whole chunks, FRAME_BYTES of them or more while there are any; what is left at the end."""
     parts = [source.read(FRAME_BYTES)]
-    while line := source.readline():
+    room = LINE_MAX
+    while line := source.readline(room + 1):
         parts.append(line)
+        room -= len(line)
         if is_seal(line):
             break
+        if room < 0:
+            raise DataError(f"a chunk of more than {LINE_MAX} bytes is none of ours")
     return b"".join(parts)
 
 

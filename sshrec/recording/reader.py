@@ -16,7 +16,7 @@ import stat
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, NamedTuple, Self, cast
@@ -26,7 +26,9 @@ import msgspec
 from sshrec.errors import DataError, NotFound, describe
 from sshrec.recording import events, packing
 from sshrec.recording.asciicast import FALLBACK
+from sshrec.recording.encryption import HINT, MAGIC, Decrypted, NoIdentity
 from sshrec.recording.events import Event
+from sshrec.recording.identity import Identities
 from sshrec.recording.packing import LINE_MAX
 from sshrec.session import Winsize
 
@@ -205,27 +207,64 @@ class Recording:
             yield event._replace(time=last)
 
 
-def open_path(path: Path) -> Recording:
-    """Read a recording from a file, plain or packed; NotFound or DataError say why that cannot be."""
+NO_IDENTITIES = Identities()
+
+
+def open_path(path: Path, identities: Identities = NO_IDENTITIES) -> Recording:
+    """Read a recording from a file, plain, packed or encrypted; NotFound or DataError say why that cannot be."""
     file = _regular(path)
     try:
-        return open_stream(file, str(path))
+        return open_stream(file, str(path), identities)
     except BaseException:
         file.close()
         raise
 
 
-def open_stream(file: BinaryIO, name: str) -> Recording:
-    """Read a recording from an open file, pipe or socket, plain or packed; `name` is what errors call it."""
-    buffered = io.BufferedReader(cast(io.RawIOBase, file), _BUFFER)
-    try:
-        packed = buffered.peek(4)[:4] == packing.MAGIC
-    except OSError as error:
-        raise DataError(f"{name}: {describe(error)}") from error
-    if packed:
+def open_stream(file: BinaryIO, name: str, identities: Identities = NO_IDENTITIES) -> Recording:
+    """Read a recording from an open file, pipe or socket, in any form; `name` is what errors call it."""
+    buffered = decrypted(file, name, identities)
+    if _begins(buffered, name, packing.MAGIC):
         text = io.BufferedReader(packing.Unpacked(cast(BinaryIO, buffered)), _BUFFER)
         return Recording(cast(BinaryIO, text), name)
     return Recording(cast(BinaryIO, buffered), name)
+
+
+def open_recording(path: Path, identities: Identities = NO_IDENTITIES) -> io.BufferedReader[Any]:
+    """A recording's bytes as they were before it was encrypted: packed or plain, for `open_stream` and for copies.
+
+    Of an encrypted one not seekable. NotFound, DataError (damage may show only when it is read), NoIdentity.
+    """
+    file = _regular(path)
+    try:
+        return decrypted(file, str(path), identities)
+    except BaseException:
+        file.close()
+        raise
+
+
+def decrypted(file: BinaryIO, name: str, identities: Identities = NO_IDENTITIES) -> io.BufferedReader[Any]:
+    """What is in an open file, decrypted if it was encrypted. NoIdentity where no identity opens it."""
+    buffered: io.BufferedReader[Any] = io.BufferedReader(cast(io.RawIOBase, file), _BUFFER)
+    if not _begins(buffered, name, MAGIC):
+        return buffered
+    if not identities:
+        raise NoIdentity(f"{name}: it is encrypted", hint=HINT)
+    keys = identities.keys  # before anything of ours can be wrong with the file
+    try:
+        text: io.BufferedReader[Any] = io.BufferedReader(Decrypted(cast(BinaryIO, buffered), keys), _BUFFER)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    _begins(text, name, b"?")  # so that the wrong identity shows at once
+    return text
+
+
+def _begins(file: io.BufferedReader[Any], name: str, magic: bytes) -> bool:
+    try:
+        return file.peek(len(magic))[: len(magic)] == magic
+    except DataError as error:
+        raise type(error)(f"{name}: {error}", hint=error.hint) from error
+    except OSError as error:
+        raise DataError(f"{name}: {describe(error)}") from error
 
 
 def _regular(path: Path) -> BinaryIO:
@@ -252,18 +291,19 @@ def summary(path: Path) -> Summary:
                 frames = packing.frames(file)
                 if not frames:
                     raise DataError("empty, not a recording")
-                header = _first_line(file, frames[0])
+                header = first_line(file, frames[0])
                 last = packing.last_line(io.BytesIO(packing.unpack(file, frames[-1])))
             else:
                 file.seek(0)
                 header, last = file.readline(_HEADER_MAX), packing.last_line(file)
-            return _summary(header, last, size)
+            return replace(of_ends(header, last), bytes=size)
         except (DataError, ValueError, OSError) as error:
             reason = describe(error) if isinstance(error, OSError) else str(error)
             raise DataError(f"{path}: {reason}") from error
 
 
-def _first_line(packed: BinaryIO, frame: packing.Frame) -> bytes:
+def first_line(packed: BinaryIO, frame: packing.Frame) -> bytes:
+    """The header line of a packed recording, by its first frame; b"" where that has none."""
     for size in (16 * 1024, _HEADER_MAX):  # mostly the first is enough, and cheap
         line, newline, _ = packing.head(packed, frame, size).partition(b"\n")
         if newline:
@@ -271,7 +311,8 @@ def _first_line(packed: BinaryIO, frame: packing.Frame) -> bytes:
     return b""
 
 
-def _summary(first: bytes, last: bytes, size: int) -> Summary:
+def of_ends(first: bytes, last: bytes) -> Summary:
+    """What the first and the last line say; `bytes` is theirs. DataError or ValueError where they are not ours."""
     header = _loads(first) if first.endswith(b"\n") else None
     if not isinstance(header, dict) or header.get("version") != 2:
         raise DataError("no header of ours")
@@ -279,7 +320,7 @@ def _summary(first: bytes, last: bytes, size: int) -> Summary:
     if last != first:
         time = _event(_loads(last)).time
         time = min(time, TIME_MAX) if time > 0 else 0.0
-    return Summary(_header(header, header), time, packing.outcome(last), size)
+    return Summary(_header(header, header), time, packing.outcome(last), len(first) + len(last))
 
 
 def output(recorded: Iterable[Event]) -> Iterator[Output]:

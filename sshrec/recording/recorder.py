@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from binascii import b2a_base64
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Literal, Protocol
 
 import msgspec
 
+from sshrec.errors import RecordingError
 from sshrec.recording import asciicast, events
 from sshrec.recording.seal import CHUNK_BYTES, CHUNK_US, Chain, Outcome
 
@@ -39,15 +42,27 @@ class Recorder:
     """One recording, being written.
 
     `terminal`: its output is a terminal's (one stream, kept whole); else streams of a command, kept up to
-    `stream_limit` bytes each, counted and hashed whole.
+    `stream_limit` bytes each, counted and hashed whole. `without`: asked when the sink fails; what it returns is
+    the marker that says so, and the session goes on, counted and not kept; what it raises passes through, as the
+    sink's error does where there is no `without`.
     """
 
     def __init__(
-        self, sink: Sink, session: str, header: bytes, *, wall_ms: int, terminal: bool, stream_limit: int
+        self,
+        sink: Sink,
+        session: str,
+        header: bytes,
+        *,
+        wall_ms: int,
+        terminal: bool,
+        stream_limit: int,
+        without: Callable[[RecordingError], str] | None = None,
     ) -> None:
         self._sink = sink
         self._terminal = terminal
         self._limit = stream_limit
+        self._without = without
+        self._lapsed = False
         self._chain = Chain(session)
         self._open_since: int | None = None
         self._held: dict[Stream, bytes] = {}
@@ -56,6 +71,7 @@ class Recorder:
         self._wall_step = 0
         self._wall_next = MINUTE_US
         self.counts: dict[Stream, int] = {"stdin": 0, "stdout": 0, "stderr": 0}
+        self._left_out: dict[Stream, int] = dict.fromkeys(self.counts, 0)  # of them, whatever room there was
         self._hashes = {} if terminal else {stream: hashlib.sha256() for stream in self.counts}
         first = header + asciicast.event_line(0, events.WALL, asciicast.rfc3339(wall_ms))
         self._put(0, first, 2)
@@ -75,12 +91,9 @@ class Recorder:
         if stream in self._held:
             data = self._held.pop(stream) + bytes(data)
         if not self._terminal:
-            room = self._limit - self.counts[stream]
+            room = self._room(stream)
             if room < len(data):
-                if room > 0:
-                    self._output(us, data[:room], stream)
-                if room >= 0:
-                    self.mark(us, f"{stream}: from here on counted and hashed, not kept")
+                self._fill(us, data, stream, room)
                 self._account(stream, data)
                 return data
         if not self._terminal and _binary(data):
@@ -102,6 +115,29 @@ class Recorder:
             self._event(us, text, stream)
         self._account(stream, data)
         return data
+
+    def passed(self, us: int, data: Data, kept: Data, stream: Stream) -> None:
+        """Count and hash what a command's stream had, and of it keep only that, as far as there is room.
+
+        `kept` without `data`: what was left out before.
+        """
+        room = self._room(stream)
+        if room < len(kept):
+            self._fill(us, kept, stream, room)
+        elif kept:
+            self._output(us, kept, stream)
+        self._left_out[stream] += len(data) - len(kept)
+        self._account(stream, data)
+
+    def _room(self, stream: Stream) -> int:
+        return self._limit + self._left_out[stream] - self.counts[stream]
+
+    def _fill(self, us: int, data: Data, stream: Stream, room: int) -> None:
+        """More than there is room for."""
+        if room > 0:
+            self._output(us, data[:room], stream)
+        if room >= 0:
+            self.mark(us, f"{stream}: from here on counted and hashed, not kept")
 
     def _account(self, stream: Stream, data: Data) -> None:
         self.counts[stream] += len(data)
@@ -140,10 +176,14 @@ class Recorder:
         else:
             self._put(us, lines, 2)
 
-    def input(self, us: int, data: Data, *, keep: bool) -> None:
-        """Count what the person typed or sent; keep it as an event only where a role asks."""
+    def input(self, us: int, data: Data, *, keep: bool, kept: Data | None = None) -> None:
+        """Count what the person typed or sent; keep it as an event only where a role asks.
+
+        `kept`: what of it is kept then, if not all.
+        """
         self._account("stdin", data)
-        if keep:
+        data = data if kept is None else kept
+        if keep and data:
             text = str(data, "utf-8", "replace")
             lines = asciicast.event_line(us, events.INPUT, text)
             count = 1
@@ -155,6 +195,10 @@ class Recorder:
     def resize(self, us: int, columns: int, rows: int) -> None:
         """The terminal has this size from now on."""
         self._put(us, asciicast.event_line(us, events.RESIZE, f"{columns}x{rows}"), 1)
+
+    def transfer(self, us: int, fact: Mapping[str, Any]) -> None:
+        """What has come of a file: sshrec-recording(5)."""
+        self._put(us, asciicast.event_line(us, events.FILE, asciicast.canonical(fact)), 1)
 
     def mark(self, us: int, label: str) -> None:
         """Something a viewer should see."""
@@ -192,6 +236,17 @@ class Recorder:
             self._account(name, data)
         return shown
 
+    def lapse(self, us: int, error: RecordingError) -> None:
+        """The sink has failed: keep nothing from here on, where the session may go on so; else raise."""
+        if self._without is None:
+            raise error
+        label = self._without(error)
+        self._lapsed = True
+        self._open_since = None
+        with suppress(RecordingError):  # then the end of the recording says it, or the audit log alone
+            self._append(asciicast.event_line(us, events.MARKER, label), 1)
+            self._close_chunk(us, self._wall_at(us), None)
+
     def close(self, us: int, wall_ms: int, outcome: Outcome) -> list[tuple[Stream, bytes]]:
         """Write what the end has to say and the last seal; returns held bytes, to be shown."""
         shown = self.release(us)
@@ -208,24 +263,42 @@ class Recorder:
         if outcome.status is not None:
             lines += asciicast.event_line(us, events.EXIT, str(outcome.status))
             count += 1
-        self._put(us, lines, count)
-        self._seal(us, wall_ms, outcome)
+        self._append(lines, count)
+        self._close_chunk(us, wall_ms, outcome)
         return shown
 
     def _put(self, us: int, lines: bytes, count: int) -> None:
-        self._sink.write(lines)
-        self._chain.add(lines, count)
+        if self._lapsed:
+            return
+        try:
+            self._append(lines, count)
+        except RecordingError as error:
+            self.lapse(us, error)
+            return
         if self._open_since is None:
             self._open_since = us
         if self._chain.bytes >= CHUNK_BYTES:
-            self._seal(us, self._wall_start + self._wall_step + us // 1000)
+            self._seal(us, self._wall_at(us))
 
-    def _seal(self, us: int, wall_ms: int, end: Outcome | None = None) -> None:
+    def _append(self, lines: bytes, count: int) -> None:
+        self._sink.write(lines)
+        self._chain.add(lines, count)
+
+    def _seal(self, us: int, wall_ms: int) -> None:
+        try:
+            self._close_chunk(us, wall_ms, None)
+        except RecordingError as error:
+            self.lapse(us, error)
+
+    def _close_chunk(self, us: int, wall_ms: int, end: Outcome | None) -> None:
         line = self._chain.seal(us, wall_ms, end)
         self._sink.write(line)
         self._chain.close(line)
         self._open_since = None
         self._sink.sync()
+
+    def _wall_at(self, us: int) -> int:
+        return self._wall_start + self._wall_step + us // 1000
 
 
 def _binary(data: Data) -> bool:

@@ -29,8 +29,9 @@ _decode = msgspec.json.Decoder(list[Any]).decode
 class Outcome:
     """How a session ended, and what was learned after its recording had begun.
 
-    `reason`: `exit` (the hop ended), `client-disconnect`, `killed`, `unreachable`, `recording-failed`,
-    `aborted` (the worker died, and recovery closed the recording), …; `detail`: a line for people.
+    `reason`: `exit` (the hop ended), `client-disconnect`, `killed`, `limit`, `unreachable`, `enospc`,
+    `recording-failed`, `aborted` (the worker died, and recovery closed the recording), …; `detail`: a line for
+    people.
     """
 
     reason: str
@@ -39,6 +40,7 @@ class Outcome:
     detail: str | None = None
     address: str | None = None  # that was dialled, host:port
     host_key: str | None = None  # that the target showed, "ssh-ed25519 SHA256:…"
+    unrecorded: str | None = None  # since when the session went on without being recorded, RFC 3339
 
 
 def is_seal(line: bytes) -> bool:

@@ -6,13 +6,14 @@ would show it, only the log can tell, which has the heads of the chain.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
 import struct
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, BinaryIO, cast
@@ -20,6 +21,9 @@ from typing import Annotated, BinaryIO, cast
 import msgspec
 
 from sshrec.errors import DataError, NotFound, describe
+from sshrec.recording import encryption
+from sshrec.recording.encryption import Decrypted, Digesting, NoIdentity
+from sshrec.recording.identity import Identities
 from sshrec.recording.packing import MAGIC, RATIO_MAX, UNPACKED_MAX
 from sshrec.recording.seal import CHUNK_BYTES, Chain, Outcome, read_seal
 from sshrec.session import SESSION_ID, printable
@@ -69,6 +73,8 @@ _TABLE = struct.Struct("<II")
 _FOOTER = struct.Struct("<IBI")
 _SKIPPABLE, _SEEKABLE = 0x184D2A5E, 0x8F92EAB1
 
+NO_IDENTITIES = Identities()
+_SUFFIXES = ("cast", "cast.zst", "cast.zst.age", "torn")
 _NOT_OURS = "a line that the recorder does not write"
 _UNWHOLE = frozenset({"aborted", "recording-failed", "enospc"})  # reasons of an end that is none
 
@@ -103,8 +109,8 @@ class Problem:
 class Gap:
     """What makes a recording INCOMPLETE.
 
-    `why`: `empty`, `torn`, `unfinished`, `stream-limit`, or the reason of an outcome that is no proper end
-    (`aborted`, `recording-failed`, `enospc`); `detail`: a line for people.
+    `why`: `empty`, `torn`, `unfinished`, `stream-limit`, `unrecorded`, or the reason of an outcome that is no
+    proper end (`aborted`, `recording-failed`, `enospc`); `detail`: a line for people.
     """
 
     why: str
@@ -114,6 +120,26 @@ class Gap:
         return f"{self.why}: {self.detail}" if self.detail else self.why
 
 
+# Of a session whose worker died before its header was durable: the audit log need not know it.
+NO_HEADER = Gap("torn", "not even its header is whole")
+EMPTY = Gap("empty")
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedFile:
+    """The file of an encrypted recording. `opened`: whether an identity did, so that its content was looked at.
+
+    `sealed`: whether the audit log has this very file; `facts`: SHA-256 of the file of its facts, "" where that is
+    missing, None where nobody looked for it.
+    """
+
+    bytes: int
+    sha256: str
+    opened: bool
+    sealed: bool = False
+    facts: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What came out.
@@ -121,7 +147,7 @@ class Verdict:
     `session`: by the header where nobody knew better, None where that has none; `seals`: how many hold, from
     the first; `head`: SHA-256 of the last of them, as the audit log has it (before the first: of the session
     id); `sealed`: bytes of text that they cover, seals included; `unsealed`: bytes after them;
-    `heads`: those that were asked for.
+    `heads`: those that were asked for; `file`: of an encrypted recording.
     """
 
     state: State
@@ -134,6 +160,7 @@ class Verdict:
     problem: Problem | None = None
     gap: Gap | None = None
     heads: Mapping[int, str] = field(default_factory=dict)
+    file: EncryptedFile | None = None
 
     def head_at(self, n: int) -> str | None:
         """The head of the chain when `n` seals were written, as Recorder.head gives it.
@@ -182,6 +209,8 @@ def verify(
         return reading.verdict(rest, packed=source.packed)
     except _Bad as error:
         return reading.bad(str(error), error.at)
+    except DataError as error:  # of the decryption
+        return reading.bad(str(error))
     except OSError as error:
         return reading.bad(f"cannot be read: {describe(error)}")
 
@@ -192,13 +221,17 @@ def verify_path(
     *,
     heads: Container[int] = (),
     progress: Callable[[int], object] | None = None,
+    identities: Identities = NO_IDENTITIES,
 ) -> Verdict:
     """The same for a file; its name says which form it should have and, if it has one of ours, whose it should be.
+
+    An encrypted one is read with the identities; where none of them opens it, it is INCOMPLETE, `encrypted`, and
+    the verdict has its hash for the log to judge. What reading the identities raises passes through.
 
     NotFound where there is none. What is no regular file is BAD, and not read: a FIFO would block, a device act.
     """
     stem, _, suffix = path.name.partition(".")
-    if session is None and SESSION_ID.fullmatch(stem) and suffix in ("cast", "cast.zst", "torn"):
+    if session is None and SESSION_ID.fullmatch(stem) and suffix in _SUFFIXES:
         session = stem
     packed = True if path.suffix == ".zst" else False if path.suffix == ".cast" else None
     nobody = _Reading(session, ())
@@ -212,7 +245,54 @@ def verify_path(
         os.close(fd)
         return nobody.bad("it is no regular file")
     with open(fd, "rb", buffering=0) as file:
-        return verify(cast(BinaryIO, file), session, packed=packed, heads=heads, progress=progress)
+        encrypted = _is_encrypted(fd)
+        if path.suffix == ".age" and not encrypted:
+            return nobody.bad("it is not encrypted, and should be")
+        if encrypted and packed is None:
+            return _verify_encrypted(cast(BinaryIO, file), session, heads, progress, identities)
+        verdict = verify(cast(BinaryIO, file), session, packed=packed, heads=heads, progress=progress)
+    if path.suffix == ".torn" and verdict.problem and not verdict.seals:
+        return replace(verdict, state=State.INCOMPLETE, problem=None, gap=NO_HEADER)  # with holes, and so no text
+    return verdict
+
+
+def _is_encrypted(fd: int) -> bool:
+    try:
+        return os.pread(fd, len(encryption.MAGIC), 0) == encryption.MAGIC
+    except OSError:
+        return False  # whoever reads on says why
+
+
+def _verify_encrypted(
+    file: BinaryIO,
+    session: str | None,
+    heads: Container[int],
+    progress: Callable[[int], object] | None,
+    identities: Identities,
+) -> Verdict:
+    raw = Digesting(file, progress)
+    verdict, opened = None, False
+    why = "without an identity or the audit log nothing proves it"
+    nobody = _Reading(session, ())
+    try:
+        if identities:
+            keys = identities.keys
+            try:
+                with Decrypted(cast(BinaryIO, raw), keys) as raw_text, io.BufferedReader(raw_text, _BLOCK) as text:
+                    text.peek(1)
+                    opened = True
+                    verdict = verify(cast(BinaryIO, text), session, packed=True, heads=heads)
+            except NoIdentity as error:
+                why = str(error)
+        while raw.read(_BLOCK):
+            pass
+    except DataError as error:
+        verdict = nobody.bad(str(error))
+    except OSError as error:
+        verdict = nobody.bad(f"cannot be read: {describe(error)}")
+    if verdict is None:
+        verdict = Verdict(State.INCOMPLETE, session, gap=Gap("encrypted", why))
+    return replace(verdict, file=EncryptedFile(raw.bytes, raw.sha256, opened))
 
 
 class _Facts(msgspec.Struct):
@@ -370,8 +450,7 @@ class _Reading:
         if not self._begun:
             if not _HEADER.startswith(rest[: len(_HEADER)]):
                 raise _Bad("it has no header of ours")
-            gap = Gap("torn", "not even its header is whole") if rest else Gap("empty")
-            return self._verdict(State.INCOMPLETE, gap=gap, unsealed=len(rest))
+            return self._verdict(State.INCOMPLETE, gap=NO_HEADER if rest else EMPTY, unsealed=len(rest))
         unsealed = self._chain.bytes + len(rest)
         if self._outcome is None:
             if rest and not _TORN.fullmatch(rest):
@@ -384,6 +463,11 @@ class _Reading:
         if self._outcome.reason in _UNWHOLE:
             detail = printable(self._outcome.detail) if self._outcome.detail else None
             return self._verdict(State.INCOMPLETE, gap=Gap(self._outcome.reason, detail))
+        if self._outcome.unrecorded is not None:
+            since = printable(self._outcome.unrecorded, 40)
+            return self._verdict(
+                State.INCOMPLETE, gap=Gap("unrecorded", f"it went on without being recorded, since {since}")
+            )
         if self._limited is not None:
             detail = f"{self._limited} was kept up to its limit, then counted and hashed"
             return self._verdict(State.INCOMPLETE, gap=Gap("stream-limit", detail))

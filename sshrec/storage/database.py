@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from sshrec.errors import ConfigError, NotFound, SshrecError, describe
 from sshrec.session import printable
 
-HEAD = "0001"  # the newest of migrations/versions; held here because importing alembic takes 0.2 s
+HEAD = "0003"  # the newest of migrations/versions; held here because importing alembic takes 0.2 s
 BUSY_SECONDS = 5.0
 CONNECT_SECONDS = 5
 
@@ -129,7 +129,14 @@ class Database:
     def reading(self) -> Iterator[Connection]:
         """To read, all from one moment; a write is refused."""
         with self._said(), self._reader.connect() as connection:
+            if self._replaced():
+                raise self._say_replaced()
             yield connection
+
+    @property
+    def current(self) -> bool:
+        """Whether what is open is still what has that name: else it is to be opened again."""
+        return not self._replaced()
 
     def _begin(self, connection: Connection) -> None:
         writes = connection.get_execution_options().get("sshrec_writes", False)

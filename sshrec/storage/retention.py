@@ -25,7 +25,8 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A recording in the store. `bytes`: on disk; `packed`: so it is finished, and nobody writes to it."""
+    """A recording in the store. `bytes`: on disk; `packed`: so it is finished, and nobody writes to it, as nobody
+    does to what is left of one that never was."""
 
     session: str
     bytes: int

@@ -6,7 +6,19 @@ Times end in `_ms` (Unix milliseconds) or are Unix seconds, as certificates have
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 
 metadata = MetaData()
 
@@ -107,4 +119,124 @@ counters = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("value", BigInteger, nullable=False),
+)
+
+# Audit events that the audit log does not have yet, in the order in which they are to get there.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("uid", Text, nullable=False),  # the event's: who gets it twice knows it by that
+    Column("said", Text, nullable=False),  # JSON: what the log's writer is sent
+    UniqueConstraint("uid", name="uq_outbox_uid"),
+)
+
+
+def _owner() -> Column[str]:
+    """Whose row it is: what a user has goes with the user."""
+    return Column("user_name", Text, ForeignKey("users.name", ondelete="CASCADE"), nullable=False)
+
+
+# People's accounts.
+users = Table(
+    "users",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("logins", Text, nullable=False),  # JSON: a list of strings
+    Column("status", Text, nullable=False),  # invited: nobody has finished the registration (again)
+    Column("made_ms", BigInteger, nullable=False),
+    Column("made_by", Text, nullable=False),
+    Column("password", Text),  # argon2id, as a PHC string
+    Column("password_ms", BigInteger),
+    Column("login_ms", BigInteger),
+    CheckConstraint("status IN ('invited', 'active')", name="ck_users_status"),
+)
+
+# Second factors.
+factors = Table(
+    "factors",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    _owner(),
+    Column("kind", Text, nullable=False),
+    Column("label", Text, nullable=False),  # what its owner calls it
+    Column("seed", Text),  # of totp, sealed
+    Column("last_step", BigInteger),  # of totp: what was used, and all before it, counts no more
+    Column("data", Text, nullable=False),  # JSON: an object; of webauthn credential id, public key, sign count
+    Column("added_ms", BigInteger, nullable=False),
+    Column("used_ms", BigInteger),
+    CheckConstraint("kind IN ('totp', 'webauthn')", name="ck_factors_kind"),
+    CheckConstraint("kind != 'totp' OR (seed IS NOT NULL AND last_step IS NOT NULL)", name="ck_factors_totp"),
+    Index("ix_factors_user_name", "user_name"),
+)
+
+# Invitations: one that was used stays, to tell it from one that never was.
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    _owner(),
+    Column("purpose", Text, nullable=False),
+    Column("made_ms", BigInteger, nullable=False),
+    Column("made_by", Text, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("used_ms", BigInteger),
+    CheckConstraint("purpose IN ('registration', 'reset')", name="ck_invitations_purpose"),
+    Index("ix_invitations_user_name", "user_name"),
+)
+
+# What opens an account once each when the second factor is lost.
+recovery_codes = Table(
+    "recovery_codes",
+    metadata,
+    Column("user_name", Text, ForeignKey("users.name", ondelete="CASCADE"), primary_key=True),
+    Column("hash", Text, primary_key=True),
+    Column("used_ms", BigInteger),
+)
+
+# When a user's second factor was shown last, from where.
+factor_checks = Table(
+    "factor_checks",
+    metadata,
+    Column("user_name", Text, ForeignKey("users.name", ondelete="CASCADE"), primary_key=True),
+    Column("source", Text, primary_key=True),
+    Column("session", Text),
+    Column("at_ms", BigInteger, nullable=False),
+)
+
+# Who failed how often: of names that are no user's, too.
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("failures", Text, nullable=False),  # JSON: a list of Unix milliseconds
+    Column("until_ms", BigInteger, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('account', 'source')", name="ck_attempts_kind"),
+    Index("ix_attempts_seen_ms", "seen_ms"),
+)
+
+# What is locked, with the locks that were lifted.
+locks = Table(
+    "locks",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("made_ms", BigInteger, nullable=False),
+    Column("made_by", Text, nullable=False),
+    Column("until_ms", BigInteger),  # null: until it is lifted
+    Column("lifted_ms", BigInteger),
+    Column("lifted_by", Text),
+    CheckConstraint("kind IN ('user', 'login', 'node', 'session')", name="ck_locks_kind"),
+    Index(
+        "uq_locks_unlifted",
+        "kind",
+        "name",
+        unique=True,
+        sqlite_where=text("lifted_ms IS NULL"),
+        postgresql_where=text("lifted_ms IS NULL"),
+    ),
 )

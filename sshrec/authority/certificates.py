@@ -18,6 +18,7 @@ from sshrec.duration import Duration
 from sshrec.errors import UsageError
 from sshrec.openssh import keygen
 from sshrec.openssh.certificate import Certificate, Terms
+from sshrec.openssh.destinations import GATEWAY
 from sshrec.openssh.public_key import PublicKey
 from sshrec.openssh.signer import Ready
 from sshrec.session import HOST, LOGIN, printable
@@ -25,6 +26,7 @@ from sshrec.session import HOST, LOGIN, printable
 SKEW_SECONDS = 300  # a certificate is good from then on in the past: clocks differ
 BASTION_PREFIX = "sshrec:"  # of the principal that opens a person's own account on the bastion
 PRINCIPALS_MAX = 128  # sshd takes 256: SSHKEY_CERT_MAX_PRINCIPALS, sshkey.h
+GATEWAY_TTL = Duration(300)
 _CHUNK = 50  # in one transaction
 
 # A principal besides: what an account on some target is called. No colon, so none can look like ours.
@@ -105,6 +107,17 @@ def for_host(settings: Authority, key: PublicKey, names: Iterable[str], ttl: Dur
     )
 
 
+def for_gateway(key: PublicKey, host: str) -> Request:
+    """The gateway's own, for the minutes in which a client asks who it is: that host, by way of the gateway."""
+    return Request(
+        kind="gateway",
+        key=key,
+        key_id=f"gateway:{_host(host)}",
+        principals=(f"{_host(host)}.{GATEWAY}", GATEWAY),
+        ttl=GATEWAY_TTL,
+    )
+
+
 def issue(
     ledger: Ledger, signer: Ready, requests: Sequence[Request], asker: Asker, now: float, jobs: int = 1
 ) -> Generator[tuple[Entry, Certificate], None, None]:
@@ -113,15 +126,17 @@ def issue(
     They come out some at a time, and no thread of ours runs meanwhile. Where one cannot be signed, none of
     those that go with it leaves; where it is closed before its end, the rest does not. The ledger says so.
     """
+    now_ms = int(now * 1000)
     for start in range(0, len(requests), _CHUNK):
         chunk = requests[start : start + _CHUNK]
-        entries = ledger.reserve([_draft(request, signer, asker, now) for request in chunk], int(now * 1000))
+        entries = ledger.reserve([_draft(request, signer, asker, now) for request in chunk], now_ms)
         work = [(request.key, _terms(entry)) for request, entry in zip(chunk, entries, strict=True)]
         try:
             # One alone without threads, which Ctrl-C would wait for.
             signed = list(keygen.sign_many(signer, work, min(jobs, len(work))))
         except BaseException as error:  # Ctrl-C, too
-            ledger.withdraw([entry.serial for entry in entries], printable(str(error)) or type(error).__name__)
+            why = printable(str(error)) or type(error).__name__
+            ledger.withdraw([entry.serial for entry in entries], why, now_ms)
             raise
         waiting = deque(zip(entries, signed, strict=True))
         try:
@@ -129,7 +144,8 @@ def issue(
                 yield waiting.popleft()
         finally:
             if waiting:
-                ledger.withdraw([entry.serial for entry, _ in waiting], "one before it could not be handed out")
+                why = "one before it could not be handed out"
+                ledger.withdraw([entry.serial for entry, _ in waiting], why, now_ms)
 
 
 def _draft(request: Request, signer: Ready, asker: Asker, now: float) -> Draft:

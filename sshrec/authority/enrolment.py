@@ -24,6 +24,7 @@ DROP_IN = "00-sshrec.conf"  # the first Match block that fits wins, in the order
 KRL_LIMIT = 2 << 20  # bytes; every login on the target reads it
 
 _PREFERRED = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
+_ADDRESSES = re.compile(r"!?[0-9A-Fa-f.:]+(?:/[0-9]+)?")
 _KEYWORD = re.compile(r"\s*(include|match)(?:\s*=\s*|\s+)(.*)", re.IGNORECASE)
 
 # Nobody's addresses, for documentation (RFC 5737, RFC 3849): logins from there must not see our CA.
@@ -33,9 +34,13 @@ _OURS = "# Written by sshrec-ca enroll-node"
 _TEXT = """\
 {ours}, which writes it again when it is run again.
 HostCertificate {certificate}
-# People's certificates open this host from the bastion alone.
+{exempt}# People's certificates open this host from the bastion alone.
 Match Address {bastions}
     TrustedUserCAKeys {user_ca}
+"""
+_EXEMPT = """\
+# Or one person's refused logins would close this host to everybody who comes from the bastion.
+PerSourcePenaltyExemptList {addresses}
 """
 _REVOKED = """\
     # Kept fresh by sshrec-fetch-krl. Without the file, sshd lets nobody in from the bastion.
@@ -126,7 +131,11 @@ def plan(
     revoked = krl_path if krl is not None or facts.krl else None
     host_key = _host_key(facts)
     text = _TEXT.format(
-        ours=_OURS, certificate=f"{host_key.path}-cert.pub", bastions=",".join(matched), user_ca=user_ca_path
+        ours=_OURS,
+        certificate=f"{host_key.path}-cert.pub",
+        exempt=_exempt(facts, matched),
+        bastions=",".join(matched),
+        user_ca=user_ca_path,
     ) + (_REVOKED.format(krl=revoked) if revoked else "")
     files = [File(user_ca_path, "".join(f"{key.line}\n" for key in keys).encode())]
     if krl is not None:
@@ -230,6 +239,14 @@ def _drop_ins(facts: Facts) -> str:
         f"{printable(facts.destination)}: {facts.sshd_config} includes no directory for {DROP_IN}",
         hint="put this line first there, and make the directory: Include /etc/ssh/sshd_config.d/*.conf",
     )
+
+
+def _exempt(facts: Facts, bastions: Iterable[str]) -> str:
+    """The line against sshd's penalties, where it has them (OpenSSH 9.8); who is exempt already stays so."""
+    if (before := facts.settings.get("persourcepenaltyexemptlist")) is None:
+        return ""
+    others = [word for value in before for word in value.split(",") if _ADDRESSES.fullmatch(word)]
+    return _EXEMPT.format(addresses=",".join(dict.fromkeys([*bastions, *others])))
 
 
 def _holds(trusted: bytes, keys: Iterable[PublicKey]) -> bool:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,8 +22,10 @@ from sshrec.config import Config, HeldKey
 from sshrec.duration import Duration
 from sshrec.errors import ConfigError, Denied, NotFound, SshrecError, describe
 from sshrec.openssh import keygen, known_hosts, public_key
+from sshrec.openssh.destinations import GATEWAY
 from sshrec.openssh.public_key import PublicKey
 from sshrec.openssh.signer import AgentKey, KeyFile, Signer, TokenKey
+from sshrec.storage.database import Conflict
 from sshrec.trust import check_trust
 
 Kind = Literal["user", "host", "gateway"]
@@ -33,15 +35,19 @@ _TRUSTED = ("current", "next", "old")
 _WORK = ".sshrec-*/"  # where keygen.make_key works
 
 # The files in public/, and whose keys they hold.
-USER_CA, KNOWN_HOSTS, GATEWAY_KNOWN_HOSTS = "user_ca.pub", "known_hosts", "gateway_known_hosts"
+USER_CA, KNOWN_HOSTS = "user_ca.pub", "known_hosts"
 
 
 class Keys:
-    """The CAs of one authority, as its ledger has them. `now`: Unix time in seconds, everywhere."""
+    """The CAs of one authority, as its ledger has them. `now`: Unix time in seconds, everywhere.
 
-    def __init__(self, config: Config, ledger: Ledger) -> None:
+    `by`: who is at work, for the audit log.
+    """
+
+    def __init__(self, config: Config, ledger: Ledger, by: str) -> None:
         self._config = config
         self._ledger = ledger
+        self._by = by
         self._directory = config.authority_dir / "keys"
 
     # ---- the first ones --------------------------------------------------------------------------------
@@ -60,7 +66,7 @@ class Keys:
                 )
             rows = [self._new(kind, "current", now, passphrase) for kind in missing]
             if rows:
-                self._ledger.add_authorities(*rows)
+                self._ledger.add_authorities(rows, self._by, int(now * 1000))
             return rows
 
     def _make_directory(self) -> None:
@@ -103,11 +109,7 @@ class Keys:
 
     def rows(self, kind: Kind, *phases: str) -> list[AuthorityRow]:
         """The CAs of a kind in these phases, in the phases' order; NotFound where there never was one."""
-        rows = self._ledger.authorities(kind)
-        if not rows:
-            raise NotFound("there is no CA yet", hint="sshrec-ca init makes them")
-        order = phases or (*_TRUSTED, "retired")
-        return sorted((row for row in rows if row.phase in order), key=lambda row: order.index(row.phase))
+        return _of(self._ledger.authorities(kind), kind, *phases)
 
     def trusted(self, kind: Kind) -> list[PublicKey]:
         """Whose certificates count: the current CA's first, then the next one's and the old ones'."""
@@ -141,54 +143,65 @@ class Keys:
 
     def introduce(self, kind: Kind, now: float, passphrase: str | None) -> AuthorityRow:
         """A new CA beside the current one: trusted from now on, and signing nothing yet."""
-        if self.rows(kind, "next"):
-            raise Denied(f"there is a next {kind} CA already", hint=f"sshrec-ca rotate {kind} has it sign")
-        held = self._held(kind)
-        if held and any(
-            row.fingerprint == public_key.read(held.public_key).fingerprint for row in self.rows(kind)
-        ):
-            raise ConfigError(
-                f"{held.public_key} is no new key", hint=f"have authority.{kind} name the new one's public key"
-            )
         with self.alone():
+            rows = self.rows(kind)
+            if any(row.phase == "next" for row in rows):
+                raise Denied(f"there is a next {kind} CA already", hint=f"sshrec-ca rotate {kind} has it sign")
+            held = self._held(kind)
+            if held and any(row.fingerprint == public_key.read(held.public_key).fingerprint for row in rows):
+                raise ConfigError(
+                    f"{held.public_key} is no new key", hint=f"have authority.{kind} name the new one's public key"
+                )
             row = self._new(kind, "next", now, passphrase)
-            self._ledger.add_authorities(row)
+            try:
+                self._ledger.add_authorities([row], self._by, int(now * 1000))
+            except Conflict:  # by another host, on the same database
+                self._destroy(row)
+                raise
         return row
 
     def switch(self, kind: Kind, now: float, grace: Duration) -> AuthorityRow:
         """The next CA signs from now on; the one that did stays trusted for `grace`."""
-        following = self.rows(kind, "next")
-        if not following:
-            raise Denied(f"there is no next {kind} CA", hint=f"sshrec-ca rotate {kind} makes one")
-        (current,) = self.rows(kind, "current")
         at = int(now * 1000)
-        row = dataclasses.replace(following[0], phase="current", current_ms=at)
-        old = dataclasses.replace(current, phase="old", old_ms=at, retires_at=int(now) + grace)
-        self._ledger.update_authorities([old, row])
-        return row
+
+        def rule(rows: Sequence[AuthorityRow]) -> list[AuthorityRow]:
+            following = _of(rows, kind, "next")
+            if not following:
+                raise Denied(f"there is no next {kind} CA", hint=f"sshrec-ca rotate {kind} makes one")
+            (current,) = _of(rows, kind, "current")
+            old = dataclasses.replace(current, phase="old", old_ms=at, retires_at=int(now) + grace)
+            return [old, dataclasses.replace(following[0], phase="current", current_ms=at)]
+
+        return self._ledger.change_authorities(rule, self._by, at)[1]
 
     def roll_back(self, kind: Kind, now: float) -> AuthorityRow:
-        """Undo the last step: forget the next CA; or else have the newest old one sign again."""
+        """Undo the last step: forget the next CA, or have the newest old one sign again. Returns who signs."""
+
+        def rule(rows: Sequence[AuthorityRow]) -> list[AuthorityRow]:
+            if following := _of(rows, kind, "next"):
+                return _retired(following, now)
+            (current,) = _of(rows, kind, "current")
+            before = max(_of(rows, kind, "old"), key=lambda row: row.old_ms or 0, default=None)
+            if before is None:
+                raise Denied(f"there is no {kind} CA to go back to")
+            back = dataclasses.replace(before, phase="current", old_ms=None, retires_at=None)
+            return [dataclasses.replace(current, phase="next"), back]
+
+        self._change(rule, now, "rolled back")
         (current,) = self.rows(kind, "current")
-        following = self.rows(kind, "next")
-        if following:
-            self._retire(following, now)
-            return current
-        before = max(self.rows(kind, "old"), key=lambda row: row.old_ms or 0, default=None)
-        if before is None:
-            raise Denied(f"there is no {kind} CA to go back to")
-        back = dataclasses.replace(before, phase="current", old_ms=None, retires_at=None)
-        self._ledger.update_authorities([dataclasses.replace(current, phase="next"), back])
-        return back
+        return current
 
     def retire(self, kind: Kind, now: float) -> list[AuthorityRow]:
         """End the grace of the old CAs: nothing they signed counts any more. Denied where there is none."""
-        old = self.rows(kind, "old")
-        if not old:
+
+        def rule(rows: Sequence[AuthorityRow]) -> list[AuthorityRow]:
+            if old := _of(rows, kind, "old"):
+                return _retired(old, now)
             raise Denied(
                 f"there is no old {kind} CA", hint=f"what signs is replaced first: sshrec-ca rotate {kind} --now"
             )
-        return self._retire(old, now)
+
+        return self._change(rule, now)
 
     def settle(self, now: float) -> list[AuthorityRow]:
         """Retire the old CAs whose grace is over; those that were. Finish what a killed command began."""
@@ -200,15 +213,21 @@ class Keys:
             with self.alone():  # so nobody is at work there; what is left has private keys in it
                 for path in self._directory.glob(_WORK):
                     shutil.rmtree(path)
-        return self._retire([row for row in rows if row.phase == "old" and (row.retires_at or 0) <= now], now)
 
-    def _retire(self, rows: Sequence[AuthorityRow], now: float) -> list[AuthorityRow]:
-        retired = [dataclasses.replace(row, phase="retired", retired_ms=int(now * 1000)) for row in rows]
-        if retired:
-            self._ledger.update_authorities(retired)
-        for row in retired:
-            self._destroy(row)
-        return retired
+        def due(rows: Sequence[AuthorityRow]) -> list[AuthorityRow]:
+            return _retired([row for row in rows if row.phase == "old" and (row.retires_at or 0) <= now], now)
+
+        return self._change(due, now, "its time is over") if due(rows) else []
+
+    def _change(
+        self, rule: Callable[[Sequence[AuthorityRow]], list[AuthorityRow]], now: float, why: str = ""
+    ) -> list[AuthorityRow]:
+        """Change what the rule says; of those that it retires, the private keys go."""
+        changed = self._ledger.change_authorities(rule, self._by, int(now * 1000), why)
+        for row in changed:
+            if row.phase == "retired":
+                self._destroy(row)
+        return changed
 
     def _destroy(self, row: AuthorityRow) -> None:
         """Remove a private key: one that nobody trusts is only good for theft."""
@@ -259,7 +278,9 @@ class Keys:
         files = {
             USER_CA: known_hosts.plain(self.trusted("user")),
             KNOWN_HOSTS: known_hosts.authorities(self.trusted("host"), hosts),
-            GATEWAY_KNOWN_HOSTS: known_hosts.authorities(self.trusted("gateway"), hosts),
+            known_hosts.GATEWAY_KNOWN_HOSTS: known_hosts.authorities(
+                self.trusted("gateway"), f"{GATEWAY},*.{GATEWAY}"
+            ),
         }
         wanted = [(self._config.public_dir / name, text.encode()) for name, text in files.items()]
         public = stat.S_IFREG | 0o644
@@ -272,6 +293,19 @@ def _is(path: Path, mode: int) -> bool:
         return stat.S_IFMT(found := path.stat().st_mode) | found & 0o777 == mode
     except OSError:
         return False
+
+
+def _of(rows: Sequence[AuthorityRow], kind: Kind, *phases: str) -> list[AuthorityRow]:
+    """Those of a kind in these phases, in the phases' order; NotFound where there never was one."""
+    rows = [row for row in rows if row.kind == kind]
+    if not rows:
+        raise NotFound("there is no CA yet", hint="sshrec-ca init makes them")
+    order = phases or (*_TRUSTED, "retired")
+    return sorted((row for row in rows if row.phase in order), key=lambda row: order.index(row.phase))
+
+
+def _retired(rows: Sequence[AuthorityRow], now: float) -> list[AuthorityRow]:
+    return [dataclasses.replace(row, phase="retired", retired_ms=int(now * 1000)) for row in rows]
 
 
 def _public(row: AuthorityRow) -> PublicKey:

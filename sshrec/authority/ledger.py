@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Row, Select, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from sshrec.authority import locks, told
 from sshrec.errors import Denied, NotFound, UsageError
 from sshrec.session import printable
 from sshrec.storage import schema
@@ -111,7 +112,10 @@ def random_serial() -> int:
 
 
 class Ledger:
-    """The ledger in a database. Every method is one transaction; DatabaseError where that fails."""
+    """The ledger in a database. Every method is one transaction; DatabaseError where that fails.
+
+    What it changes, the audit log is told of: in the same transaction, by the outbox.
+    """
 
     def __init__(self, database: Database, *, choose: Callable[[], int] = random_serial) -> None:
         self._database = database
@@ -120,31 +124,33 @@ class Ledger:
     def reserve(self, drafts: Sequence[Draft], now_ms: int) -> list[Entry]:
         """Give each draft a serial and a row, all or none; durable when it returns.
 
-        Denied for a key id that is revoked; UsageError for a draft that no certificate may be made of.
+        Denied for a key id that is revoked, or a user who is locked; UsageError for a draft that no certificate
+        may be made of.
         """
         for draft in drafts:
             _check(draft)
         if not drafts:
             return []
         with self._database.transaction() as connection:
-            _check_standing(connection, drafts)
+            _check_standing(connection, drafts, now_ms)
             entries = [
                 Entry(**_fields(draft), serial=serial, made_ms=now_ms, withdrawn=None, revoked=None)
                 for draft, serial in zip(drafts, self._free_serials(connection, len(drafts)), strict=True)
             ]
             connection.execute(insert(_CERTIFICATES), [_row(entry) for entry in entries])
+            told.created(connection, entries, now_ms)
         return entries
 
-    def withdraw(self, serials: Iterable[int], why: str) -> None:
+    def withdraw(self, serials: Iterable[int], why: str, now_ms: int) -> None:
         """Note that these were never handed out; the first reason stands. NotFound for one that is not there."""
         why = printable(why, 1000)
         with self._database.transaction() as connection:
-            for part in _parts(_entries(connection, serials)):
+            found = [entry for entry in _entries(connection, serials).values() if entry.withdrawn is None]
+            for part in _parts(entry.serial for entry in found):
                 connection.execute(
-                    update(_CERTIFICATES)
-                    .where(_CERTIFICATES.c.serial.in_(part), _CERTIFICATES.c.withdrawn.is_(None))
-                    .values(withdrawn=why)
+                    update(_CERTIFICATES).where(_CERTIFICATES.c.serial.in_(part)).values(withdrawn=why)
                 )
+            told.withdrawn(connection, found, why, now_ms)
 
     def entry(self, serial: int) -> Entry:
         """The certificate of a serial, or NotFound."""
@@ -185,52 +191,29 @@ class Ledger:
         """
         revocation = _revocation(by, reason, now_ms)
         with self._database.transaction() as connection:
-            found = list(_entries(connection, serials))
+            found = _entries(connection, serials)
             _take_krl_number(connection)
-            return _revoke(connection, found, revocation)
+            good = [entry for entry in found.values() if entry.revoked is None]
+            told.revoked(connection, good, revocation)
+            return _revoke(connection, list(found), revocation)
 
     def revoke_key_id(self, kind: str, key_id: str, by: str, reason: str, now_ms: int) -> list[Entry]:
         """Refuse new certificates to a key id and revoke all it has that are not expired, which are given back.
 
         Where it is revoked already, the first revocation of the key id stands.
         """
-        _check_kind(kind)
-        _check_text("key id", key_id)
-        revocation = _revocation(by, reason, now_ms)
-        columns = _CERTIFICATES.c
         with self._database.transaction() as connection:
-            _take_krl_number(connection)
-            if not connection.execute(_unlifted(kind, [key_id])).first():
-                connection.execute(
-                    insert(_KEY_IDS).values(
-                        kind=kind, key_id=key_id, revoked_ms=now_ms, revoked_by=by, reason=reason
-                    )
-                )
-            unexpired = select(columns.serial).where(
-                columns.kind == kind,
-                columns.key_id == key_id,
-                columns.valid_before > now_ms // 1000,
-                columns.revoked_ms.is_(None),
-            )
-            return _revoke(connection, list(connection.execute(unexpired).scalars()), revocation)
+            return cut_off(connection, kind, key_id, by, reason, now_ms)
 
     def lift_key_id(self, kind: str, key_id: str, by: str, now_ms: int) -> None:
         """Allow a key id new certificates; those that were revoked stay so. NotFound when it is not revoked."""
-        _check_text("lifted by", by)
         with self._database.transaction() as connection:
-            lifted = connection.execute(
-                update(_KEY_IDS)
-                .where(_KEY_IDS.c.kind == kind, _KEY_IDS.c.key_id == key_id, _KEY_IDS.c.lifted_ms.is_(None))
-                .values(lifted_ms=now_ms, lifted_by=by)
-            )
-            if not lifted.rowcount:
-                raise NotFound(f"{kind} key id {key_id!r} is not revoked")
-            _take_krl_number(connection)
+            let_back(connection, kind, key_id, by, now_ms)
 
     def revoked_key_ids(self, kind: str) -> list[RevokedKeyId]:
         """Those that are revoked now, the oldest first."""
         with self._database.reading() as connection:
-            return [_revoked_key_id(row) for row in connection.execute(_unlifted(kind))]
+            return all_cut_off(connection, kind)
 
     def revoked_serials(self, ca_fingerprint: str, valid_after: int) -> list[int]:
         """Revoked certificates of a CA whose validity ends after a time in Unix seconds, in order.
@@ -258,16 +241,17 @@ class Ledger:
 
     def authorities(self, kind: str | None = None) -> list[AuthorityRow]:
         """The CAs, retired ones too, the oldest first."""
-        wanted = select(_AUTHORITIES).order_by(_AUTHORITIES.c.made_ms, _AUTHORITIES.c.fingerprint)
+        wanted = _authorities()
         if kind is not None:
             wanted = wanted.where(_AUTHORITIES.c.kind == kind)
         with self._database.reading() as connection:
             return [AuthorityRow(**row._mapping) for row in connection.execute(wanted)]
 
-    def add_authorities(self, *rows: AuthorityRow) -> None:
+    def add_authorities(self, rows: Sequence[AuthorityRow], by: str, now_ms: int) -> None:
         """Note new CAs, all or none; Conflict where a key is known, or another of its kind is in that phase."""
         with self._database.transaction() as connection:
             _take_krl_number(connection)
+            told.introduced(connection, rows, by, now_ms)
             for row in rows:
                 try:
                     connection.execute(insert(_AUTHORITIES).values(dataclasses.asdict(row)))
@@ -276,28 +260,50 @@ class Ledger:
                         f"the {row.kind} CA {row.fingerprint} is there already, or another is {row.phase}"
                     ) from error
 
-    def update_authorities(self, rows: Sequence[AuthorityRow]) -> None:
+    def change_authorities(
+        self,
+        rule: Callable[[Sequence[AuthorityRow]], Sequence[AuthorityRow]],
+        by: str,
+        now_ms: int,
+        why: str = "",
+    ) -> list[AuthorityRow]:
         """Change phases, their times and files, several at once: what was current is old as the next takes over.
 
-        NotFound for a fingerprint that is not there, Conflict for a second next or current one of a kind.
+        `rule`: given all CAs, the oldest first, it says how some of them are to be, which are returned; nobody
+        else changes one meanwhile. What it raises passes through, and nothing is changed. NotFound for a
+        fingerprint that is not there, Conflict for a second next or current one of a kind.
         """
         try:
-            self._update_authorities(rows)
+            with self._database.transaction() as connection:
+                return self._change_authorities(connection, rule, by, now_ms, why)
         except Conflict as error:
             raise Conflict("only one CA of each kind can be next, and only one current") from error
 
-    def _update_authorities(self, rows: Sequence[AuthorityRow]) -> None:
-        with self._database.transaction() as connection:
-            _take_krl_number(connection)
-            # Both engines check after each row that there is one current CA a kind: first, all step aside.
-            for phase in ("retired", None):
-                for row in rows:
-                    values = {"phase": phase} if phase else {name: getattr(row, name) for name in _CHANGING}
-                    changed = connection.execute(
-                        update(_AUTHORITIES).where(_AUTHORITIES.c.fingerprint == row.fingerprint).values(values)
-                    )
-                    if not changed.rowcount:
-                        raise NotFound(f"no certificate authority {row.fingerprint}")
+    def _change_authorities(
+        self,
+        connection: Connection,
+        rule: Callable[[Sequence[AuthorityRow]], Sequence[AuthorityRow]],
+        by: str,
+        now_ms: int,
+        why: str,
+    ) -> list[AuthorityRow]:
+        columns = _AUTHORITIES.c
+        there = [AuthorityRow(**row._mapping) for row in connection.execute(_authorities())]
+        rows = list(rule(there))
+        if not rows:
+            return rows
+        _take_krl_number(connection)
+        # Both engines check after each row that there is one current CA a kind: first, all step aside.
+        for phase in ("retired", None):
+            for row in rows:
+                values = {"phase": phase} if phase else {name: getattr(row, name) for name in _CHANGING}
+                changed = connection.execute(
+                    update(_AUTHORITIES).where(columns.fingerprint == row.fingerprint).values(values)
+                )
+                if not changed.rowcount:
+                    raise NotFound(f"no certificate authority {row.fingerprint}")
+        told.rotated(connection, rows, {row.fingerprint: row.phase for row in there}, by, why, now_ms)
+        return rows
 
     def _free_serials(self, connection: Connection, count: int) -> list[int]:
         """So many serials that are neither in the ledger nor chosen twice."""
@@ -309,6 +315,104 @@ class Ledger:
             if len(free) == count:
                 return list(free)
         raise DatabaseError(f"no free serial in {_ATTEMPTS} attempts: the random numbers are not random")
+
+
+# ---- within somebody else's transaction --------------------------------------------------------------------
+
+
+def cut_off(connection: Connection, kind: str, key_id: str, by: str, reason: str, now_ms: int) -> list[Entry]:
+    """As Ledger.revoke_key_id."""
+    _check_kind(kind)
+    _check_text("key id", key_id)
+    revocation = _revocation(by, reason, now_ms)
+    _take_krl_number(connection)
+    new = not connection.execute(_unlifted(kind, [key_id])).first()
+    if new:
+        connection.execute(
+            insert(_KEY_IDS).values(kind=kind, key_id=key_id, revoked_ms=now_ms, revoked_by=by, reason=reason)
+        )
+    serials = [entry.serial for entry in _good(connection, kind, key_id, now_ms)]
+    if new or serials:
+        told.revoked_key_id(connection, kind, key_id, serials, revocation)
+    return _revoke(connection, serials, revocation)
+
+
+def let_back(connection: Connection, kind: str, key_id: str, by: str, now_ms: int) -> None:
+    """As Ledger.lift_key_id."""
+    _check_text("lifted by", by)
+    lifted = connection.execute(
+        update(_KEY_IDS)
+        .where(_KEY_IDS.c.kind == kind, _KEY_IDS.c.key_id == key_id, _KEY_IDS.c.lifted_ms.is_(None))
+        .values(lifted_ms=now_ms, lifted_by=by)
+    )
+    if not lifted.rowcount:
+        raise NotFound(f"{kind} key id {key_id!r} is not revoked")
+    _take_krl_number(connection)
+    told.lifted_key_id(connection, kind, key_id, by, now_ms)
+
+
+def all_cut_off(connection: Connection, kind: str) -> list[RevokedKeyId]:
+    """The key ids that are revoked now, the oldest first."""
+    return [_revoked_key_id(row) for row in connection.execute(_unlifted(kind))]
+
+
+def is_cut_off(connection: Connection, kind: str, key_id: str) -> RevokedKeyId | None:
+    """The revocation of a key id, None where it may have certificates."""
+    row = connection.execute(_unlifted(kind, [key_id])).first()
+    return None if row is None else _revoked_key_id(row)
+
+
+def revocation(connection: Connection, serial: int) -> Revocation | None:
+    """The revocation of a certificate; None where it is good, or not in the ledger."""
+    if not 0 < serial <= SERIAL_MAX:
+        return None  # no driver takes it
+    columns = _CERTIFICATES.c
+    row = connection.execute(
+        select(columns.revoked_ms, columns.revoked_by, columns.revoke_reason).where(columns.serial == serial)
+    ).first()
+    if row is None or row.revoked_ms is None:
+        return None
+    return Revocation(at_ms=row.revoked_ms, by=row.revoked_by, reason=row.revoke_reason)
+
+
+def revoke_all(
+    connection: Connection,
+    kind: str,
+    key_id: str,
+    by: str,
+    reason: str,
+    now_ms: int,
+    principals: Iterable[str] | None = None,
+) -> list[Entry]:
+    """Revoke what a key id has that is not expired, and give it back; it may have new ones.
+
+    `principals`: only certificates with one of these.
+    """
+    revocation = _revocation(by, reason, now_ms)
+    good = _good(connection, kind, key_id, now_ms)
+    if principals is not None:
+        good = [entry for entry in good if not set(principals).isdisjoint(entry.principals)]
+    if not good:
+        return []
+    _take_krl_number(connection)
+    told.revoked(connection, good, revocation)
+    return _revoke(connection, [entry.serial for entry in good], revocation)
+
+
+def _good(connection: Connection, kind: str, key_id: str, now_ms: int) -> list[Entry]:
+    columns = _CERTIFICATES.c
+    wanted = select(_CERTIFICATES).where(
+        columns.kind == kind,
+        columns.key_id == key_id,
+        columns.valid_before > now_ms // 1000,
+        columns.revoked_ms.is_(None),
+    )
+    return [_entry(row) for row in connection.execute(wanted)]
+
+
+def _authorities() -> Select[Any]:
+    """All of them, the oldest first."""
+    return select(_AUTHORITIES).order_by(_AUTHORITIES.c.made_ms, _AUTHORITIES.c.fingerprint)
 
 
 _CHANGING = ("phase", "current_ms", "old_ms", "retires_at", "retired_ms", "file")
@@ -342,8 +446,10 @@ def _check_text(what: str, text: str) -> None:
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
-def _check_standing(connection: Connection, drafts: Sequence[Draft]) -> None:
-    """Denied where one of the drafts is for a revoked key id."""
+def _check_standing(connection: Connection, drafts: Sequence[Draft], now_ms: int) -> None:
+    """Denied where one of the drafts is for a revoked key id, or a user who is locked."""
+    for part in _parts({draft.key_id for draft in drafts if draft.kind == "user"}):
+        locks.check(connection, "user", part, now_ms)
     for kind in schema.KINDS:
         which = "" if kind == "user" else f"--kind {kind} "
         for part in _parts({draft.key_id for draft in drafts if draft.kind == kind}):

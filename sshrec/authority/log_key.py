@@ -1,7 +1,8 @@
 """The key that signs the audit log, one after another, and who may check with which: allowed_signers.
 
 Signs nothing itself. The file in public/ is what an auditor takes a copy of, and keeps where nobody here can
-change it; a key that was replaced stays in it, good for the time that it signed.
+change it; a key that was replaced stays in it, good for the time that it signed. It is kept in keys/, too: of keys
+that are gone, nothing else has a record.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class LogKey:
         self._config = config
         self._path = config.authority_dir / "keys" / _NAME
         self._allowed = config.public_dir / ALLOWED_SIGNERS
+        self._kept = self._path.with_name(ALLOWED_SIGNERS)
 
     @property
     def identity(self) -> str:
@@ -45,7 +47,7 @@ class LogKey:
     @property
     def exists(self) -> bool:
         """Whether there is one."""
-        return (self._path if self._config.audit.key is None else self._allowed).exists()
+        return self._path.exists() if self._config.audit.key is None else bool(self._lines())
 
     @property
     def unfinished(self) -> bool:
@@ -55,19 +57,37 @@ class LogKey:
     @property
     def allowed_signers(self) -> str:
         """The lines to check its signatures with. NotFound where they are gone."""
-        try:
-            return self._allowed.read_text()
-        except FileNotFoundError as error:
-            raise NotFound(
-                f"{self._allowed} does not exist",
-                hint="put an auditor's copy there; sshrec-ca audit-key --renew begins a new one",
-            ) from error
+        if lines := self._lines():
+            return "".join(f"{line}\n" for line in lines)
+        raise NotFound(
+            f"{self._allowed} does not exist",
+            hint="put an auditor's copy there; sshrec-ca audit-key --renew begins a new one",
+        )
+
+    def _lines(self) -> list[str]:
+        kept = _read(self._kept)
+        return ((_read(self._allowed) or "") if kept is None else kept).splitlines()
+
+    @property
+    def is_public(self) -> bool:
+        """Whether both copies are there, and the same. SshrecError where one cannot be read."""
+        return _read(self._kept) == _read(self._allowed)
+
+    def restore(self) -> bool:
+        """Have both copies, the public one as the one in keys/ says; whether it was another, or gone."""
+        restored = False
+        while (kept := _read(self._kept)) != (public := _read(self._allowed)):  # it may be renewed meanwhile
+            if kept is None:
+                self._write(self._kept, public or "")  # of an authority that had but one
+            else:
+                restored = True
+                self._write(self._allowed, kept)
+        return restored
 
     def settle(self) -> None:
         """Finish what a killed `make` began: a key that is allowed already takes its place, another goes."""
         private, public = self._following
-        allowed = self._allowed.read_text().split() if self._allowed.exists() else []
-        if public.exists() and public_key.read(public).blob in allowed:
+        if public.exists() and any(public_key.read(public).blob in line.split() for line in self._lines()):
             self._replace()
         private.unlink(missing_ok=True)
         public.unlink(missing_ok=True)
@@ -103,9 +123,7 @@ class LogKey:
 
     def _closed(self, now: float) -> list[str]:
         """The lines so far, the last one good until now."""
-        if not self._allowed.exists():
-            return []
-        lines = self._allowed.read_text().splitlines()
+        lines = self._lines()
         if lines and (since := _SINCE.search(lines[-1])) and since[1] >= _stamp(now):
             raise Denied(
                 f"the key that signs is good from {since[1]} on, and it is {_stamp(now)}",
@@ -149,6 +167,7 @@ class LogKey:
     def expected(self) -> Iterator[Path]:
         """The allowed_signers by which an auditor finds what is signed now good: the CA's where there is one."""
         if not self._certificate.exists():
+            self.restore()
             yield self._allowed
             return
         ca = read_certificate(self._certificate.read_bytes(), str(self._certificate)).ca
@@ -158,14 +177,25 @@ class LogKey:
             yield Path(file.name)
 
     def _publish(self, lines: list[str]) -> None:
-        self._write(self._allowed, "".join(f"{line}\n" for line in lines))
+        for path in (self._kept, self._allowed):  # where a killed one got no further, `restore` goes by the first
+            self._write(path, "".join(f"{line}\n" for line in lines))
 
     def _write(self, path: Path, text: str) -> None:
         try:
-            path.parent.mkdir(mode=0o755, exist_ok=True)
+            path.parent.mkdir(mode=0o755 if path == self._allowed else 0o700, exist_ok=True)
             replace_file(path, text.encode(), 0o644)
         except OSError as error:
             raise SshrecError(f"cannot write {path}: {describe(error)}") from error
+
+
+def _read(path: Path) -> str | None:
+    """A file's text, None where there is none. SshrecError where it cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SshrecError(f"cannot read {path}: {describe(error)}") from error
 
 
 def _stamp(now: float) -> str:

@@ -18,16 +18,20 @@ AT_ONCE = 16
 
 
 class AgentRelay:
-    """Serves `path`; `gateway` is asked for connections, and its answers come to `dialled`."""
+    """Serves `path`; `gateway` is asked for connections, and its answers come to `dialled`.
 
-    def __init__(self, loop: Loop, path: Path, gateway: socket.socket) -> None:
+    `at_once`: connections at a time.
+    """
+
+    def __init__(self, loop: Loop, path: Path, gateway: socket.socket, at_once: int = AT_ONCE) -> None:
+        self._at_once = at_once
         self._loop, self._gateway = loop, gateway
         self._waiting: dict[int, socket.socket] = {}
         self._relayed: list[_Relayed] = []
         self._next = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(str(path))
-        self._socket.listen(AT_ONCE)
+        self._socket.listen(at_once)
         self._socket.setblocking(False)
         loop.watch(self._socket.fileno(), self._accept)
 
@@ -55,7 +59,7 @@ class AgentRelay:
     def _accept(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             connection, _ = self._socket.accept()
-            if len(self._waiting) + len(self._relayed) >= AT_ONCE:
+            if len(self._waiting) + len(self._relayed) >= self._at_once:
                 connection.close()
                 return
             while self._next in self._waiting:

@@ -3,6 +3,7 @@
     status        answered by one JSON object
     watch         answered by status, then by a heartbeat `b` each second, and by status when it changes
     kill WHO      answered by `ok`; the session ends
+    lock WHY      the same, for a lock: WHY says which
 
 The worker serves it (Control); `who`, `kill` and sshrecd ask (the functions). Only root and the worker's
 own uid are heard.
@@ -26,16 +27,22 @@ from sshrec.session import SESSION_ID, printable
 
 NAME = "control"
 ANSWER_SECONDS = 2.0
+WHO_CHARACTERS, WHY_CHARACTERS = 80, 800
 _MESSAGE_BYTES = 64 * 1024
 
 
 class Control:
-    """The worker's end. `status` gives what to answer; `kill` is called with who asked."""
+    """The worker's end. `status` gives what to answer; `kill` is called with who asked, `lock` with why."""
 
     def __init__(
-        self, loop: Loop, directory: Path, status: Callable[[], dict[str, Any]], kill: Callable[[str], None]
+        self,
+        loop: Loop,
+        directory: Path,
+        status: Callable[[], dict[str, Any]],
+        kill: Callable[[str], None],
+        lock: Callable[[str], None],
     ) -> None:
-        self._loop, self._status, self._kill = loop, status, kill
+        self._loop, self._status, self._kill, self._lock = loop, status, kill, lock
         self._watchers: list[socket.socket] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.bind(str(directory / NAME))
@@ -91,9 +98,12 @@ class Control:
             return
         if word == b"status":
             self._tell(sock, msgspec.json.encode(self._status()))
-        elif word == b"kill":
+        elif word in (b"kill", b"lock"):
             self._tell(sock, b"ok")
-            self._kill(printable(rest, 80))
+            if word == b"kill":
+                self._kill(printable(rest, WHO_CHARACTERS))
+            else:
+                self._lock(printable(rest, WHY_CHARACTERS))
         sock.close()
 
     def _tell(self, sock: socket.socket, message: bytes) -> None:
@@ -118,10 +128,13 @@ def live(run_dir: Path) -> Iterator[str]:
     yield from (name for name in names if SESSION_ID.fullmatch(name))
 
 
-def connect(run_dir: Path, session: str) -> socket.socket:
-    """A connection to a session's control socket; Unreachable where nobody serves it (any more)."""
+def connect(run_dir: Path, session: str, seconds: float = ANSWER_SECONDS) -> socket.socket:
+    """A connection to a session's control socket; Unreachable where nobody serves it (any more).
+
+    `seconds`: for each thing that is done with it.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.settimeout(ANSWER_SECONDS)
+    sock.settimeout(seconds)
     try:
         sock.connect(str(run_dir / session / NAME))
     except PermissionError as error:
@@ -142,9 +155,9 @@ def answers(run_dir: Path, session: str) -> bool:
     return True
 
 
-def ask(run_dir: Path, session: str, message: bytes) -> bytes:
+def ask(run_dir: Path, session: str, message: bytes, seconds: float = ANSWER_SECONDS) -> bytes:
     """One question and its answer."""
-    with connect(run_dir, session) as sock:
+    with connect(run_dir, session, seconds) as sock:
         try:
             sock.send(message)
             answer = sock.recv(_MESSAGE_BYTES)
@@ -155,12 +168,23 @@ def ask(run_dir: Path, session: str, message: bytes) -> bytes:
     return answer
 
 
-def status(run_dir: Path, session: str) -> dict[str, Any]:
+def status(run_dir: Path, session: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
     """What a live session says of itself."""
     try:
-        return msgspec.json.decode(ask(run_dir, session, b"status"), type=dict[str, Any])
+        return msgspec.json.decode(ask(run_dir, session, b"status", seconds), type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise SshrecError(f"session {session} gave no status: {error}") from error
+
+
+def end_all(run_dir: Path, who: str, meant: Callable[[dict[str, Any]], bool]) -> int:
+    """End the sessions whose status is meant; how many. `who`: as people and recordings are told."""
+    ended = 0
+    for session in live(run_dir):
+        with contextlib.suppress(Unreachable):  # it has just ended
+            if meant(status(run_dir, session)):
+                ask(run_dir, session, f"kill {who}".encode())
+                ended += 1
+    return ended
 
 
 def find(run_dir: Path, beginning: str) -> str:

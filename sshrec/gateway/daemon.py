@@ -12,36 +12,47 @@ import errno
 import gc
 import logging
 import os
+import pwd
 import select
 import signal
 import socket
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from sshrec.access.addresses import source_key
+from sshrec.access.policy import Policy
+from sshrec.atomic import stamp
 from sshrec.audit.client import post
 from sshrec.config import Config, with_inventory
 from sshrec.errors import ConfigError, Denied, SshrecError, Unreachable, describe
-from sshrec.gateway import control, handoff
+from sshrec.gateway import cause, control, handoff
+from sshrec.gateway.child import Child
 from sshrec.gateway.ending import complaint
 from sshrec.gateway.housekeeper import Housekeeper
 from sshrec.gateway.logwriter import LogWriter
+from sshrec.gateway.problems import tell_problem
 from sshrec.gateway.rehearsal import rehearse
 from sshrec.gateway.shipper import Shipper
-from sshrec.gateway.worker import Worker, new_session
+from sshrec.gateway.warden import Warden
+from sshrec.gateway.worker import DAYS, Worker, new_session
 from sshrec.peer import peer
 from sshrec.storage.local import Store
 
 STUCK_SECONDS = 10.0  # without a heartbeat: the hop is killed
-DEAD_SECONDS = 60.0  # without one: the worker itself
+DEAD_SECONDS = 20.0  # without one: the worker itself, once it has let go of the person's pipes
 CHECK_SECONDS = 1.0
 SLEPT_SECONDS = 3.0  # between two checks: then sshrecd itself was not running
 RESCAN_SECONDS = 60.0
 BACKLOG = 1024
 FIRST_FD = 3  # of socket activation: sd_listen_fds(3)
+
+STUCK = "its worker was stuck, as on a disk that hangs"
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -61,13 +72,17 @@ class Supervised:
     beat: float
     status: dict[str, Any]
     hop_killed: bool = False
+    leaving: bool = False  # to make room
 
 
 class Daemon:
-    """The whole of it; `run` returns when a signal asks for that, and ends no session."""
+    """The whole of it; `run` returns when a signal asks for that, and ends no session.
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    `problems`: of the configuration, for the audit log.
+    """
+
+    def __init__(self, config: Config, problems: Sequence[str] = ()) -> None:
+        self._config, self._problems = config, problems
         self._store = Store(config.recordings_dir)
         self._poll = select.poll()
         self._workers: dict[int, Supervised] = {}  # by pidfd
@@ -75,14 +90,20 @@ class Daemon:
         self._housekeeper = Housekeeper(config, self._let_go)
         self._log_writer = LogWriter(config, self._let_go)
         self._shipper = Shipper(config, self._let_go)
+        self._warden = Warden(config, self._let_go)
+        self._children: dict[int, Child] = {}  # by pidfd
         self._rescanned = 0.0
-        self._inventory = _stamp(config.inventory)
+        self._inventory = stamp(config.inventory)
+        self._policy = Policy(config)
+        self._login_uid = _uid(config.login_account)
         self._stop = False
         self._bound: Path | None = None
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         self._directories()
+        for problem in self._problems:
+            tell_problem(self._config, problem)
         self._listener = self._listen()
         wake, waker = socket.socketpair()
         for end in (wake, waker):
@@ -95,7 +116,7 @@ class Daemon:
         self._wake = (wake, waker)
         self._poll.register(wake, select.POLLIN)
         self._poll.register(self._listener, select.POLLIN)
-        self._write_log()
+        self._keep_children()
         self._rescan(everything=True)
         keep_heap()
         try:
@@ -117,10 +138,8 @@ class Daemon:
                     self._hear(self._workers[self._channels[fd]])
                 elif fd == self._housekeeper.pidfd:
                     self._housekept(fd)
-                elif fd == self._log_writer.pidfd:
-                    self._log_unwritten(fd)
-                elif fd == self._shipper.pidfd:
-                    self._log_unshipped(fd)
+                elif fd in self._children:
+                    self._childless(fd)
                 elif fd == wake.fileno():
                     wake.recv(512)
             now = time.monotonic()
@@ -178,8 +197,8 @@ class Daemon:
         try:
             run_dirs = [session for session in control.live(self._config.run_dir) if session not in known]
             adopted = {session for session in run_dirs if self._adopt(session)}
-            unfinished = self._store.unfinished(None if everything else 2)
-            self._housekeep(*({*run_dirs, *unfinished} - known - adopted))
+            self._housekeeper.scan(None if everything else DAYS, frozenset(known | adopted))
+            self._housekeep(*({*run_dirs} - adopted), live=known | adopted)
         except (OSError, SshrecError):
             log.exception("cannot look for sessions that were left")
 
@@ -229,18 +248,14 @@ class Daemon:
                 post(self._config.audit_socket, "session.rejected", {"account_uid": uid, "reason": str(shown)})
 
     def _fork(self, gateway: socket.socket, uid: int) -> None:
-        limits = self._config.limits
-        if len(self._workers) >= limits.sessions:
-            raise Unreachable(f"there are {len(self._workers)} sessions, and no more are allowed at once")
-        if sum(worker.uid == uid for worker in self._workers.values()) >= limits.sessions_per_user:
-            raise Unreachable(f"you have {limits.sessions_per_user} sessions, and no more are allowed at once")
+        others = self._make_room(uid)
         self._shipper.expect_required()
         self._refresh_inventory()
         session = new_session()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            self._become_worker(session, gateway, ours, theirs)
+            self._become_worker(session, gateway, ours, theirs, others)
         theirs.close()
         try:
             pidfd = os.pidfd_open(pid)
@@ -250,17 +265,59 @@ class Daemon:
             raise
         self._supervise(session, pid, uid, pidfd, ours, forked=True)
 
+    def _make_room(self, uid: int) -> Counter[int]:
+        """How many visits each uid has; Unreachable where one more of `uid` would be one too many."""
+        limits = self._config.limits
+        if len(self._workers) >= limits.sessions:
+            raise Unreachable(f"there are {len(self._workers)} sessions, and no more are allowed at once")
+        staying = [worker for worker in self._workers.values() if not worker.leaving]
+        # A channel of a transparent connection comes as us, until its worker has found out whose it is.
+        known = [worker for worker in staying if worker.uid != os.geteuid() or "uid" in worker.status]
+        # A transparent connection has its sessions beside it; but it is a process, too.
+        open_ = Counter(worker.uid for worker in known if worker.status.get("state") == "connection")
+        others = Counter(worker.uid for worker in known) - open_
+        if uid == self._login_uid:
+            if others[uid] >= limits.logins:
+                self._send_away([worker for worker in staying if worker.uid == uid])
+        elif others[uid] >= limits.sessions_per_user:
+            raise Unreachable(f"you have {limits.sessions_per_user} sessions, and no more are allowed at once")
+        elif uid != os.geteuid() and open_[uid] >= limits.sessions_per_user:
+            raise Unreachable(f"you have {limits.sessions_per_user} connections, and no more are allowed at once")
+        return others
+
+    def _send_away(self, logins: list[Supervised]) -> None:
+        """End one login for the next: or whoever keeps them all open from one source would keep everybody out."""
+        sources = [source_key(worker.status.get("client", "").partition(" ")[0]) for worker in logins]
+        source, count = Counter(sources).most_common(1)[0]
+        if count == 1:
+            raise Unreachable(
+                f"{len(logins)} people are logging in, and no more are allowed at once",
+                hint="try again in a minute",
+            )
+        longest = logins[sources.index(source)]
+        longest.leaving = True
+        log.warning("%s: must leave, for there are %d logins", longest.session, len(logins))
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(longest.pidfd, signal.SIGTERM)
+
     def _refresh_inventory(self) -> None:
         """Know the nodes that were enrolled since the last session; a broken file changes nothing."""
-        if (stamp := _stamp(self._config.inventory)) != self._inventory:
-            self._inventory = stamp
+        if (seen := stamp(self._config.inventory)) != self._inventory:
+            self._inventory = seen
             try:
                 self._config = with_inventory(self._config)
+                self._policy = Policy(self._config)
             except SshrecError as error:
                 log.warning("%s; the nodes known before stay", error)
+                post(self._config.audit_socket, "config.problem", {"problem": str(error), "refused": True})
 
     def _become_worker(
-        self, session: str, gateway: socket.socket, ours: socket.socket, theirs: socket.socket
+        self,
+        session: str,
+        gateway: socket.socket,
+        ours: socket.socket,
+        theirs: socket.socket,
+        others: Counter[int],
     ) -> None:
         """In the child: keep nothing of the daemon's, conduct the session, end."""
         status = 1
@@ -269,7 +326,7 @@ class Daemon:
             os.setsid()
             ours.close()
             self._let_go()
-            worker = Worker(self._config, session, gateway, theirs)
+            worker = Worker(self._config, session, gateway, theirs, others, self._policy)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda number, _: worker.kill(f"signal {number}"))
             worker.run()
@@ -286,7 +343,7 @@ class Daemon:
         for worker in self._workers.values():
             worker.channel.close()
             os.close(worker.pidfd)
-        for pidfd in (self._housekeeper.pidfd, self._log_writer.pidfd, self._shipper.pidfd):
+        for pidfd in (self._housekeeper.pidfd, *self._children):
             if pidfd is not None:
                 os.close(pidfd)
 
@@ -320,11 +377,11 @@ class Daemon:
             worker.channel.close()
 
     def _check(self, now: float, *, slept: bool) -> None:
-        """Kill the hop of a worker that is stuck (a hung disk): unrecorded, nothing may go on.
+        """Kill the hop of a worker that is stuck (a hung disk): unrecorded, nothing may go on. Then the worker.
 
         `slept`: so were we ourselves (a suspended or frozen machine), and nobody could have beaten.
         """
-        self._write_log()
+        self._keep_children()
         if now - self._rescanned >= RESCAN_SECONDS:
             self._rescan()
         for worker in self._workers.values():
@@ -335,8 +392,9 @@ class Daemon:
                 worker.hop_killed = True
                 log.error("%s: no heartbeat for %.0f s, its hop is killed", worker.session, silent)
                 _kill_child(worker.pid, worker.status.get("hop"))
+                cause.leave(Path(self._config.run_dir, worker.session), STUCK)
             if silent >= DEAD_SECONDS:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError):  # what the disk holds fast dies once it lets go
                     signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
     # ---- when they end ----------------------------------------------------------------------------------
@@ -356,10 +414,10 @@ class Daemon:
         os.close(worker.pidfd)
         self._housekeep(worker.session)
 
-    def _housekeep(self, *sessions: str) -> None:
-        """Have what these sessions left looked after."""
+    def _housekeep(self, *sessions: str, live: Iterable[str] = ()) -> None:
+        """Have what these sessions left looked after, and those that live packed ahead where they are long."""
         before = self._housekeeper.pidfd
-        self._housekeeper.add(sessions)
+        self._housekeeper.add(sessions, live)
         if self._housekeeper.pidfd not in (None, before):
             self._poll.register(self._housekeeper.pidfd, select.POLLIN)
 
@@ -368,34 +426,21 @@ class Daemon:
             self._poll.unregister(pidfd)
             self._housekeep()
 
-    def _write_log(self) -> None:
-        """See to it that somebody writes the audit log, and that somebody takes it off the host."""
-        if self._shipper.check():
-            self._poll.register(self._shipper.pidfd or 0, select.POLLIN)
-        if self._log_writer.check():
-            self._poll.register(self._log_writer.pidfd or 0, select.POLLIN)
+    def _keep_children(self) -> None:
+        """See to it that somebody writes the audit log, takes it off the host, and ends locked sessions."""
+        for child in (self._shipper, self._warden, self._log_writer):
+            if child.check() and child.pidfd is not None:
+                self._children[child.pidfd] = child
+                self._poll.register(child.pidfd, select.POLLIN)
 
-    def _log_unwritten(self, pidfd: int) -> None:
-        if self._log_writer.ended():
+    def _childless(self, pidfd: int) -> None:
+        if self._children[pidfd].ended():
+            del self._children[pidfd]
             self._poll.unregister(pidfd)
-            self._write_log()
-
-    def _log_unshipped(self, pidfd: int) -> None:
-        if self._shipper.ended():
-            self._poll.unregister(pidfd)
-            self._write_log()
+            self._keep_children()
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stop = True
-
-
-def _stamp(path: Path | None) -> tuple[int, ...] | None:
-    """What tells one state of a file from the next; None where there is no file."""
-    try:
-        status = os.stat(path or "")
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _log(worker: Supervised) -> None:
@@ -434,6 +479,13 @@ def notify(state: str) -> None:
     if path:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
             sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+def _uid(account: str) -> int | None:
+    try:
+        return pwd.getpwnam(account).pw_uid
+    except KeyError:
+        return None
 
 
 def _remove_stale(path: Path) -> None:

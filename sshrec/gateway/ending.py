@@ -22,14 +22,16 @@ FOREVER = math.inf
 class Ending:
     """The end of one session, while it comes.
 
-    `reason`: why the session must end, None while its hop just runs; `detail`: a line for people; `kill_at`,
-    `give_up_at`: when the hop is killed, and nobody is waited for any more, by the monotonic clock.
+    `reason`: why the session must end, None while its hop just runs; `detail`: a line for people; `at_once`:
+    without waiting for anything; `kill_at`, `give_up_at`: when the hop is killed, and nobody is waited for any
+    more, by the monotonic clock.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.detail: str | None = None
         self.hint: str | None = None
+        self.at_once = False
         self.kill_at = self.give_up_at = FOREVER
 
     def ask(self, reason: str, detail: str | None) -> bool:
@@ -44,6 +46,7 @@ class Ending:
     def fail(self, error: SshrecError, reason: str) -> None:
         """Nothing may go on: that is the reason, whatever there was before."""
         self.reason, self.detail, self.hint = reason, str(error), error.hint
+        self.at_once = True
 
     def hurry(self) -> None:
         """From now on, a person who is gone is not waited for any longer than they would be then."""
@@ -58,6 +61,8 @@ class Ending:
             return 255, ""
         if self.reason == "killed":
             return 255, complaint(SshrecError(f"this session was {self.detail}"))
+        if self.reason == "limit":
+            return 255, complaint(SshrecError(f"this session was ended: {self.detail}"))
         if self.reason is not None:
             return 255, complaint(SshrecError(self.detail or self.reason, hint=self.hint))
         assert hop is not None and hop.status is not None

@@ -25,8 +25,7 @@ def check_floor(config: Config, journal: Journal) -> None:
     if not floor:
         return
     try:
-        directory = next(path for path in (config.recordings_dir, *config.recordings_dir.parents) if path.exists())
-        room = os.statvfs(directory)
+        room = _room(config)
     except OSError as error:
         raise RecordingError(f"cannot see how full {config.recordings_dir} is: {describe(error)}") from error
     free = percent_free(room.f_blocks, room.f_bfree, room.f_bavail)
@@ -41,6 +40,27 @@ def check_floor(config: Config, journal: Journal) -> None:
         f"the disk of the recordings is nearly full: {free:.1f} % are free, and below {floor} % no session begins",
         hint="an administrator may have the break-glass way in: docs/install.md#break-glass",
     )
+
+
+def has_room(config: Config) -> bool:
+    """Whether so much is free that a session could begin. OSError."""
+    room = _room(config)
+    return percent_free(room.f_blocks, room.f_bfree, room.f_bavail) >= config.limits.disk_floor
+
+
+def has_room_to_pack(plain: Path) -> bool:
+    """Whether the disk has room for another form of a recording, which may be as large, and still is not full.
+
+    What has the last of it is for sessions: what is packed later frees more than it takes. OSError.
+    """
+    room = os.statvfs(plain.parent)
+    left = room.f_bavail * room.f_frsize - plain.stat().st_size
+    return left >= room.f_blocks * room.f_frsize // 100
+
+
+def _room(config: Config) -> os.statvfs_result:
+    directory = next(path for path in (config.recordings_dir, *config.recordings_dir.parents) if path.exists())
+    return os.statvfs(directory)
 
 
 def percent_free(blocks: int, free: int, available: int) -> float:

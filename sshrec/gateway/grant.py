@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sshrec.access.policy import Allow, Place
+from sshrec.access.decision import Allow, Place
 from sshrec.openssh.public_key import fingerprint
 from sshrec.session import Credential, Request, User
 
@@ -19,6 +20,8 @@ class Grant:
     request: Request
     place: Place
     decision: Allow
+    connection: str | None = None  # the transparent one that this is a channel of
+    agent: Path | None = None  # the socket of that one's agent
 
     @property
     def target(self) -> str:
@@ -42,6 +45,10 @@ class Grant:
         }
         if credential.key_id is not None:
             facts |= {"key_id": credential.key_id, "serial": credential.serial}
+        if self.connection is not None:
+            facts["connection"] = self.connection
+        if request.subsystem is not None:
+            facts["subsystem"] = request.subsystem
         if request.command is not None:
             facts["command"] = request.command.decode("utf-8", "replace")
             if facts["command"].encode() != request.command:

@@ -28,7 +28,7 @@ from sshrec.peer import peer
 
 MESSAGE_BYTES = 256 * 1024
 HELLO_SECONDS = 5.0
-FACTS = ("command", "connection", "tty", "term", "lang", "auth", "agent")
+FACTS = ("command", "connection", "tty", "term", "lang", "auth", "agent", "channel")
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,13 @@ class Hop:
                 signal.pidfd_send_signal(self.pidfd, number)
 
 
-def under_pty(argv: list[bytes], env: dict[str, str], modes: list[Any], size: Winsize) -> Hop:
+def under_pty(
+    argv: list[bytes], env: dict[str, str], modes: list[Any], size: Winsize, *, quiet: bool, master: bool = False
+) -> Hop:
     """With a terminal: stdin is a PTY with the person's modes and size, both outputs are one pipe.
+
+    `quiet`: without ssh's own word at the end, that the connection is closed. `master`: it goes by one, which
+    has the descriptors then, for many sessions, and must never wait for us.
 
     A pipe, for it gives larger reads at half the CPU of a second PTY; ssh takes size and modes from stdin.
     """
@@ -82,9 +87,14 @@ def under_pty(argv: list[bytes], env: dict[str, str], modes: list[Any], size: Wi
     def prepare() -> None:
         termios.tcsetattr(0, termios.TCSANOW, modes)
         os.dup2(write, 1)
-        os.dup2(write, 2)
+        if quiet:  # what a target shows comes by stdout: a terminal has one output
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 2)
+            os.close(null)
+        else:
+            os.dup2(write, 2)
         os.close(write)
-        _confine(parent)
+        confine(parent)
 
     try:
         child = ptyprocess.PtyProcess.spawn(
@@ -95,10 +105,13 @@ def under_pty(argv: list[bytes], env: dict[str, str], modes: list[Any], size: Wi
         os.close(write)
         raise
     # ptyprocess sleeps 0.1 s in close, and closes in __del__: keep the PTY's master and leave the object shut.
-    master, tty = os.dup(child.fd), os.dup(child.fd)
+    stdin, tty = os.dup(child.fd), os.dup(child.fd)
     child.fileobj.close()
     child.closed = True
-    return Hop(child.pid, master, read, -1, tty, write)
+    if master:
+        os.close(write)
+        write = -1
+    return Hop(child.pid, stdin, read, -1, tty, write)
 
 
 def with_pipes(argv: list[bytes], env: dict[str, str]) -> Hop:
@@ -112,7 +125,7 @@ def with_pipes(argv: list[bytes], env: dict[str, str]) -> Hop:
         stderr=subprocess.PIPE,
         env=env,
         start_new_session=True,
-        preexec_fn=lambda: _confine(parent),
+        preexec_fn=lambda: confine(parent),
     )
     assert child.stdin and child.stdout and child.stderr
     stdin, stdout, stderr = (os.dup(end.fileno()) for end in (child.stdin, child.stdout, child.stderr))
@@ -125,8 +138,24 @@ def with_pipes(argv: list[bytes], env: dict[str, str]) -> Hop:
     return Hop(child.pid, stdin, stdout, stderr, -1)
 
 
-def _confine(parent: int) -> None:
-    """In the child, before ssh: it dies with the worker, gains no privilege and leaves no core."""
+def without_streams(argv: list[bytes], env: dict[str, str]) -> Hop:
+    """With nothing to say and nothing to hear: a master."""
+    parent, null = os.getpid(), subprocess.DEVNULL
+    child = subprocess.Popen(
+        argv,
+        stdin=null,
+        stdout=null,
+        stderr=null,
+        env=env,
+        start_new_session=True,
+        preexec_fn=lambda: confine(parent),
+    )
+    child.returncode = 0  # Hop reaps it, not its __del__
+    return Hop(child.pid, -1, -1, -1, -1)
+
+
+def confine(parent: int) -> None:
+    """In a child: it dies with its parent, which is the worker, gains no privilege and leaves no core."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if os.getppid() != parent:

@@ -1,4 +1,7 @@
-"""sshrecd's low-priority child: seals and packs what ended sessions left. One at a time, so nobody waits."""
+"""sshrecd's low-priority child: seals and packs what ended sessions left, and packs long live ones ahead.
+
+One at a time, so nobody waits.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,13 @@ from collections.abc import Callable, Iterable
 
 from sshrec.audit.client import Sender
 from sshrec.config import Config
-from sshrec.gateway.worker import look_after
+from sshrec.errors import NotFound
+from sshrec.gateway.floor import has_room
+from sshrec.gateway.worker import look_after, unfinished
 from sshrec.recording.recovery import Found
+from sshrec.storage import spare
+from sshrec.storage.local import Store
+from sshrec.storage.removal import SPARE
 
 log = logging.getLogger("sshrecd")
 
@@ -26,11 +34,22 @@ class Housekeeper:
         self._config, self._in_child = config, in_child
         self._pid = 0
         self._todo: set[str] = set()
+        self._live: set[str] = set()
+        self._scan: tuple[int | None, frozenset[str]] | None = None
 
-    def add(self, sessions: Iterable[str]) -> None:
-        """Have these looked after, too, and start with it if nobody is at it."""
+    def scan(self, days: int | None, known: frozenset[str]) -> None:
+        """At the next `add`, have all looked after that was left, but for these.
+
+        `days`: of the newest that have recordings; None: of all. The child looks: a file system that hangs would
+        hang sshrecd.
+        """
+        self._scan = days, known
+
+    def add(self, sessions: Iterable[str], live: Iterable[str] = ()) -> None:
+        """Have these looked after, too, and start with it if nobody is at it. Those that live come last."""
         self._todo |= set(sessions)
-        if self.pidfd is None and self._todo:
+        self._live |= set(live)
+        if self.pidfd is None and (self._todo or self._live or self._scan):
             self._start()
 
     def ended(self) -> bool:
@@ -51,11 +70,13 @@ class Housekeeper:
             log.exception("cannot look after %d sessions now", len(self._todo))
             return
         todo, self._todo = sorted(self._todo), set()
+        live, self._live = sorted(self._live), set()
+        scan, self._scan = self._scan, None
         if pid == 0:
-            self._work(todo)
+            self._work(todo, live, scan)
         self._pid, self.pidfd = pid, os.pidfd_open(pid)
 
-    def _work(self, sessions: list[str]) -> None:
+    def _work(self, sessions: list[str], live: list[str], scan: tuple[int | None, frozenset[str]] | None) -> None:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -63,12 +84,23 @@ class Housekeeper:
                 signal.signal(number, signal.SIG_DFL)
             os.nice(19)
             self._in_child()
+            spare.keep(self._config.data_dir / SPARE)
             journal = Sender(self._config.audit_socket)
-            for session in sessions:
+            left = self._left(*scan) if scan is not None else set()
+            for session in sorted({*sessions, *left}):
                 self._look_after(session, journal)
+            for session in live:
+                self._pack_ahead(session)
             status = 0
         finally:
             os._exit(status)
+
+    def _left(self, days: int | None, known: frozenset[str]) -> set[str]:
+        try:
+            return unfinished(self._config, days) - known
+        except OSError:
+            log.exception("cannot look for recordings that were left")
+            return set()
 
     def _look_after(self, session: str, journal: Sender) -> None:
         try:
@@ -78,3 +110,13 @@ class Housekeeper:
         else:
             if found is Found.SEALED:
                 log.warning("%s: sealed as aborted", session)
+
+    def _pack_ahead(self, session: str) -> None:
+        """Not where the disk is nearly full: there is no need of it, and it takes room that sessions want."""
+        try:
+            if has_room(self._config):
+                Store(self._config.recordings_dir).pack_ahead(session)
+        except NotFound:
+            pass  # it has not begun, or has ended meanwhile
+        except Exception:
+            log.exception("%s: cannot be packed ahead", session)

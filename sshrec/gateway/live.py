@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import socket
 import time
@@ -17,31 +16,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sshrec import __version__
 from sshrec.audit.client import Journal
 from sshrec.audit.event import AuditError
 from sshrec.config import Config
-from sshrec.errors import RecordingError, SshrecError, Unreachable, describe
+from sshrec.errors import DiskFull, RecordingError, SshrecError, Unreachable, describe
 from sshrec.gateway import network, terminal
 from sshrec.gateway.agents import AgentRelay
+from sshrec.gateway.channel import Joined, Shared
 from sshrec.gateway.ending import FOREVER, Ending, complaint, stop_hop
 from sshrec.gateway.grant import Grant
 from sshrec.gateway.hop import Hop, under_pty, with_pipes
+from sshrec.gateway.limits import Limits, Over, Warn
+from sshrec.gateway.record import Record
 from sshrec.gateway.relay import READ_BYTES, Loop, Pump
 from sshrec.gateway.surroundings import Surroundings
 from sshrec.gateway.trail import Trail
+from sshrec.gateway.transfer.stream import Transfer, asked_for
 from sshrec.gateway.visit import Visit
 from sshrec.openssh import client
 from sshrec.recording import asciicast
-from sshrec.recording.recorder import HOLD_US, Data, Recorder, Stream
+from sshrec.recording.recorder import HOLD_US, Data, Stream
 from sshrec.recording.seal import Outcome
 from sshrec.session import Winsize
-from sshrec.storage.local import RecordingFile, Store
 
 RESIZE_SECONDS = 0.05  # at most one resize in that time is recorded and passed on
 RAW_SECONDS = 0.002  # between looks whether ssh, about to begin, has set its terminal raw
 SILENT_SECONDS = 1.0  # of a shell without a terminal, until we say how to get one
 COMMAND_BYTES = 256 * 1024  # a read of a command's stream
+
+AGAIN_SECONDS = 3.0  # to dial a target that was dialled a moment ago; nothing else goes on meanwhile
 
 NO_TERMINAL = "sshrec: this shell has no terminal; for one, connect with ssh -tA\n"
 
@@ -56,7 +59,7 @@ class Live:
     """One session, from its recording's first line to its last.
 
     `until` turns the worker's loop; `changed` tells the watchers what is new; `gateway` dials the agent;
-    `journal` takes what the audit log must have.
+    `journal` takes what the audit log must have; `joined`: to the connection that this is a channel of.
     """
 
     def __init__(
@@ -71,18 +74,21 @@ class Live:
         visit: Visit,
         grant: Grant,
         journal: Journal,
+        joined: Joined | None = None,
     ) -> None:
         self._config, self._session, self._loop = config, session, loop
         self._turn, self._changed, self._gateway = until, changed, gateway
         self._visit, self._grant, self._journal = visit, grant, journal
         self._request, self._name = grant.request, grant.place.name
-        self._run = client.Run(Path(config.run_dir, session))
+        self._run = client.Run(Path(config.run_dir, session), grant.agent)
         self._size = terminal.winsize(visit.stdin) if grant.request.terminal else Winsize(*asciicast.FALLBACK)
         self._around: Surroundings | None = None
         self._hop: Hop | None = None
         self._hop_ended = False
         self._pumps: dict[str, Pump] = {}
         self._closing = contextlib.ExitStack()
+        self._joined = joined
+        self._shared: Shared | None = None  # the master that this one goes by
         self._connection: socket.socket | None = None
         self._address: str | None = None
         self._ending = Ending()
@@ -90,8 +96,14 @@ class Live:
         self._resized_at = 0.0
         self._hint_at = FOREVER
         self._raw = False
+        self._notices: list[str] = []  # for the person's terminal
+        self._lost: str | None = None  # why it is not recorded any more, though it goes on
+        self._terms = grant.decision.terms
+        self._limits = Limits(self._terms, time.monotonic(), terminal=grant.request.terminal)
+        self._transfer: Transfer | None = None
         self._sealed = False
         self._outcome: Outcome | None = None  # once the recording has it
+        self.unclosed: str | None = None  # why the recording has no end
 
     # ---- open, connect, relay, close ------------------------------------------------------------------
 
@@ -108,7 +120,7 @@ class Live:
                 self._connect()
                 self._turn(self._over)
             except RecordingError as error:
-                self._fail(error, "recording-failed")
+                self._fail(error, "enospc" if isinstance(error, DiskFull) else "recording-failed")
             except AuditError as error:
                 self._fail(error, "audit-failed")
             except OSError as error:
@@ -125,61 +137,26 @@ class Live:
 
     def _open(self) -> None:
         """The recording, with its header durable before anything is dialled."""
-        wall_ms = time.time_ns() // 1_000_000
-        self._file: RecordingFile = Store(self._config.recordings_dir).create(
-            self._session, durable=self._config.session_recording == "proxy-sync"
+        self._record = Record(
+            self._config, self._session, self._visit, self._grant, self._size, self._lose_recording
         )
-        self._start_ns = time.monotonic_ns()
-        facts = self._facts(wall_ms)
-        try:
-            self._recorder = Recorder(
-                self._file,
-                self._session,
-                asciicast.header_line(
-                    width=self._size.columns,
-                    height=self._size.rows,
-                    timestamp=wall_ms // 1000,
-                    title=f"{self._grant.user.name} → {facts['target']}",
-                    command=facts.get("command"),
-                    env={"TERM": self._visit.term},
-                    facts=facts,
-                ),
-                wall_ms=wall_ms,
-                terminal=self._request.terminal,
-                stream_limit=self._config.limits.stream_bytes,
-            )
-        except RecordingError:
-            with contextlib.suppress(RecordingError):
-                self._file.finish()
-            self._file.path.unlink(missing_ok=True)
-            raise
+        facts = self._record.facts
         self._trail = Trail(self._journal, self._loop, facts)
-        self._loop.watch(self._file.notify, self._synced)
-        self._closing.callback(self._loop.unwatch, self._file.notify)
+        self._loop.watch(self._record.notify, self._synced)
+        self._closing.callback(self._loop.unwatch, self._record.notify)
         shown = {key: facts[key] for key in ("target", "kind", "terminal", "start")}
         self._changed(state="connecting", **shown)
 
-    def _facts(self, wall_ms: int) -> dict[str, Any]:
-        """What the header says of the session, under the key `sshrec`: sshrec-recording(5)."""
-        facts = {"session": self._session, **self._grant.facts()}
-        facts |= {"client": self._visit.client, "start": asciicast.rfc3339(wall_ms)}
-        if self._visit.tty:
-            facts["tty"] = self._visit.tty
-        return facts | {"recording": self._config.session_recording, "version": __version__}
-
     def _connect(self) -> None:
         """Dial, and start ssh on the connection with the pumps around it."""
-        self._until(lambda: self._file.on_disk > 0 or self._file.failure is not None)
+        self._until(self._record.begun)
         self._trail.started(self._size, self._visit.local)  # the log and the target are asked at the same time
-        connection, self._address = network.dial(
-            self._grant.decision.addresses,
-            self._grant.place.port,
-            self._config.hop.connect_timeout,
-            self._loop,
-            self._until,
-        )
-        self._connection = connection
-        self._closing.callback(connection.close)
+        self._transfer = asked_for(self._request, self._terms, self._record, self._trail)
+        self._refuse_transfer()
+        if self._ending.at_once:
+            raise Left
+        self._closing.callback(self._hang_up)
+        self._reach()
         self._until(self._trail.is_begun)
         self._around = Surroundings(
             self._config,
@@ -188,21 +165,51 @@ class Live:
             self._visit.lang,
             loop=self._loop,
             gateway=self._gateway,
-            connection=connection,
+            connection=self._dialled,
             log_came=self._log_came,
+            control=Path(self._shared.control) if self._shared is not None else None,
         )
         self._closing.callback(self._around.close)
-        argv = client.arguments(self._run, self._name, self._request.command)
-        environment = client.environment(self._visit.term)
+        argv = client.arguments(self._run, self._name, self._request.command, self._request.subsystem)
+        by_master = self._shared is not None
+        environment = client.environment(self._visit.term, self._visit.lang if by_master else None)
         modes = self._visit.modes
         if modes is not None:
-            self._hop = under_pty(argv, environment, modes.original, self._size)
+            quiet = self._grant.connection is not None  # the person's own ssh says it
+            self._hop = under_pty(argv, environment, modes.original, self._size, quiet=quiet, master=by_master)
             self._relay_terminal(self._hop)
         else:
             self._hop = with_pipes(argv, environment)
             self._relay_streams(self._hop)
         self._loop.watch(self._hop.pidfd, self._ended)
         self._changed(state="live", hop=self._hop.pid, address=self._address)
+
+    def _reach(self) -> None:
+        """Have the master of the connection, where it has dialled what this session may, or dial."""
+        addresses, port = self._grant.decision.addresses, self._grant.place.port
+        seconds = self._config.hop.connect_timeout
+        shared = None
+        if self._joined is not None:
+            shared = self._joined.shared(self._loop, self._until, seconds)
+            self._joined.watch(self._loop, self.kill)
+        if shared is not None and shared.address in (network.endpoint(one, port) for one in addresses):
+            self._shared, self._address = shared, shared.address
+            return
+        self._connection, self._address = network.dial(addresses, port, seconds, self._loop, self._until)
+
+    def _dialled(self) -> socket.socket:
+        """For ssh itself; the target may have refused one session more on the master's connection."""
+        if self._connection is None:
+            port = self._grant.place.port
+            (address,) = (
+                one for one in self._grant.decision.addresses if network.endpoint(one, port) == self._address
+            )
+            self._connection = network.dial_again(address, port, AGAIN_SECONDS)
+        return self._connection
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
     def _relay_terminal(self, hop: Hop) -> None:
         visit = self._visit
@@ -224,35 +231,39 @@ class Live:
         self._pump("stdin", visit.stdin, hop.stdin, self._input, on_end=over, on_lost=over)
 
     def _pump(self, name: str, source: int, sink: int, take: Callable[[memoryview], Data], **ends: Any) -> None:
-        sync = self._config.session_recording == "proxy-sync" and name != "stdin"
-        kept = (lambda: self._file.synced >= self._file.written) if sync else None
+        kept = self._record.kept if name != "stdin" else None
         size = READ_BYTES if self._request.terminal else COMMAND_BYTES
         self._pumps[name] = Pump(self._loop, source, sink, take, size=size, kept=kept, **ends)
 
     def _close(self) -> tuple[int, str]:
         """End the hop if it still runs, seal the recording, let the person go."""
         self._stop_hop()
+        self._ask_master()
         ending = self._ending
         login, known_hosts = self._request.target.login, self._config.known_hosts
         status, text = ending.outcome(self._hop, self._around, self._name, login, known_hosts)
+        if self._lost is not None and not self._request.terminal:
+            text += f"sshrec: {self._lost}\n"
         outcome = Outcome(
             ending.reason or "exit",
             status=status,
             signal="unknown" if self._around is not None and self._around.log.signalled else None,
             detail=ending.detail,
             address=self._address,
-            host_key=self._around.host_key if self._around is not None else None,
+            host_key=self._host_key(),
+            unrecorded=self._record.unrecorded,
         )
+        self._loop.unwatch(self._record.notify)
         try:
-            held = self._recorder.close(self._us(), self._wall(), outcome)
-            if self._config.session_recording == "proxy-sync":
-                self._loop.unwatch(self._file.notify)
-                self._file.finish()
-            for stream, data in held:
+            if self._transfer is not None:
+                self._transfer.end()
+            for stream, data in self._record.close(outcome):
                 self._show(stream, data)
         except RecordingError as error:
-            text = text or complaint(error)
-            status = 255
+            if self._record.unrecorded is None:
+                text = text or complaint(error)
+                status = 255
+            self.unclosed = self._lost or ending.detail or str(error)
         else:
             self._outcome = outcome
         self._sealed = True
@@ -264,16 +275,29 @@ class Live:
         self._changed(state="ended", reason=outcome.reason, status=status, detail=outcome.detail)
         return status, text
 
+    def _ask_master(self) -> None:
+        """Why ssh says 255 of a session that it only handed to the master."""
+        if self._around is None or self._joined is None or self._hop is None or self._hop.status != 255:
+            return
+        if (number := self._around.log.number) is not None:
+            end = self._joined.end(number)
+            self._around.log.signalled = end.signalled
+            self._around.log.messages += [end.lost] if end.lost is not None else []
+
+    def _host_key(self) -> str | None:
+        seen = self._around.host_key if self._around is not None else None
+        return self._shared.host_key if seen is None and self._shared is not None else seen
+
     def finish(self) -> None:
         """After the person has gone: make the recording durable and let go of it, then log its end.
 
         Of a recording that is not whole, recovery tells the end, once it has sealed it.
         """
         try:
-            self._file.finish()
+            self._record.finish()
             if self._outcome is not None:
                 ran = self._hop is not None
-                self._trail.ended(self._file.path, self._outcome, self._recorder.counts, ran=ran)
+                self._trail.ended(self._record.path, self._outcome, self._record.counts, ran=ran)
         except (SshrecError, OSError):
             log.exception("%s: the end of the recording is not durable, or not logged", self._session)
         self._trail.close()
@@ -306,17 +330,16 @@ class Live:
             self._hop.send_signal(signal.SIGKILL)
         if now >= self._hint_at:
             self._hint_at = FOREVER
-            if not any(self._recorder.counts.values()) and not self._pumps["stdin"].ended:
+            if not any(self._record.counts.values()) and not self._pumps["stdin"].ended:
                 self._show("stderr", self._output("stderr", memoryview(NO_TERMINAL.encode())))
-        for stream, data in self._recorder.tick(self._us(), self._wall()):
+        for stream, data in self._record.tick():
             self._show(stream, data)
-        due = self._recorder.due(self._us())
-        waits = [
-            at - now for at in (self._ending.kill_at, self._ending.give_up_at, self._resize_at, self._hint_at)
-        ]
-        waits.append(told)
-        if due is not None:
-            waits.append(due / 1e6)
+        limit = self._keep_limits(now)
+        self._pace()
+        self._show_notices()
+        ending = self._ending
+        waits = [at - now for at in (ending.kill_at, ending.give_up_at, self._resize_at, self._hint_at, limit)]
+        waits += [told, self._record.due()]
         if not self._raw and self._established:
             waits.append(RAW_SECONDS)
         return max(0.0, min(waits))
@@ -342,22 +365,48 @@ class Live:
 
     def report(self) -> dict[str, Any]:
         """Figures for `who` and for the signing of the log."""
-        n, previous = self._recorder.head
-        return {"bytes": self._file.written, "durable": self._file.on_disk, "seal": n - 1, "head": previous}
+        return self._record.report()
 
     def _output(self, stream: Stream, data: memoryview) -> Data:
+        if self._transfer is not None and stream == "stdout":
+            shown = self._transfer.output(data)
+            self._refuse_transfer()
+            self._pace()
+        else:
+            shown = self._record.output(stream, data)
         if not data:
-            return b"".join(held for _, held in self._recorder.release(self._us(), stream))
-        shown = self._recorder.output(self._us(), data, stream)
+            return shown
+        now = time.monotonic()
+        self._limits.shown(now)
+        if excess := self._limits.excess(self._record.size):
+            self._ending.fail(SshrecError(excess), "limit")
         if not self._raw:
-            self._go_raw(time.monotonic())
+            self._go_raw(now)
         if len(shown) != len(data):
             self._loop.within(HOLD_US / 1e6)
         return shown
 
     def _input(self, data: memoryview) -> Data:
-        self._recorder.input(self._us(), data, keep=self._grant.decision.record_input)
-        return data
+        if data:
+            self._limits.typed(time.monotonic())
+        if self._transfer is None:
+            self._record.input(data, keep=self._terms.record_input)
+            return data
+        forward, reply = self._transfer.input(data)
+        self._refuse_transfer()
+        self._pace()
+        self._show("stdout", reply)
+        return forward
+
+    def _pace(self) -> None:
+        """Have a transfer's requests wait while too many have no answer."""
+        if self._transfer is not None and "stdin" in self._pumps:
+            self._pumps["stdin"].hold(self._transfer.full)
+
+    def _refuse_transfer(self) -> None:
+        """End a session at once whose transfer may not be."""
+        if self._transfer is not None and self._transfer.refusal is not None and not self._ending.at_once:
+            self._ending.fail(SshrecError(self._transfer.refusal), "forbidden")
 
     def _show(self, stream: Stream, data: Data) -> None:
         pump = self._pumps.get(stream)
@@ -365,10 +414,8 @@ class Live:
             pump.show(data)
 
     def _synced(self, _events: int) -> None:
-        os.eventfd_read(self._file.notify)
-        if self._file.failure is not None:
-            raise RecordingError(f"cannot sync {self._file.path.name}: {describe(self._file.failure)}")
-        self._trail.synced(self._recorder.head, self._file.written, self._file.on_disk)
+        self._record.synced()
+        self._trail.synced(self._record.head, self._record.size, self._record.durable)
         for pump in self._pumps.values():
             pump.resume()
 
@@ -393,7 +440,7 @@ class Live:
             size = terminal.copy_winsize(self._visit.stdin, self._hop.stdin)
             if size != self._size:
                 self._size = size
-                self._recorder.resize(self._us(), size.columns, size.rows)
+                self._record.resize(size)
                 self._trail.resized(size)
 
     def _log_came(self) -> None:
@@ -415,6 +462,36 @@ class Live:
     def _left(self) -> None:
         self._end("client-disconnect")
 
+    # ---- limits, and a recording that fails --------------------------------------------------------------
+
+    def _keep_limits(self, now: float) -> float:
+        """Warn, or end it, where a limit says so; when to look again."""
+        if self._ending.reason is not None:
+            return FOREVER
+        match self._limits.turn(now):
+            case Warn(text) if self._request.terminal:  # a command's streams are its own
+                self._record.mark(f"sshrec: {text}")
+                self._notices.append(text)
+            case Over(detail):
+                self._end("limit", detail)
+                return FOREVER
+        return self._limits.due()
+
+    def _lose_recording(self, error: RecordingError, since: str) -> None:
+        """Nothing can be recorded any more, and the session may go on: not before the audit log has that."""
+        self._trail.unrecorded(error, since)
+        self._lost = f"since {since} this session is not recorded: {error}"
+        self._notices.append(self._lost)
+        self._changed(unrecorded=since)
+        self._loop.within(0)
+
+    def _show_notices(self) -> None:
+        """Tell the person, on their terminal; not while a pump is at it."""
+        notices, self._notices = self._notices, []
+        if self._request.terminal:
+            for text in notices:
+                self._show("stdout", f"\r\nsshrec: {text}\r\n".encode())
+
     # ---- the end ---------------------------------------------------------------------------------------
 
     def _until(self, condition: Callable[[], bool]) -> None:
@@ -424,6 +501,8 @@ class Live:
             raise Left
 
     def _over(self) -> bool:
+        if self._ending.at_once:
+            return True
         if not self._hop_ended:
             return self._ending.give_up_at is not FOREVER and time.monotonic() >= self._ending.give_up_at
         outputs = (pump for name, pump in self._pumps.items() if name != "stdin")
@@ -473,15 +552,6 @@ class Live:
             return all(pump.lost or not pump.pending for name, pump in self._pumps.items() if name != "stdin")
 
         self._turn(lambda: flushed() or time.monotonic() >= self._ending.give_up_at)
-
-    # ---- clocks ----------------------------------------------------------------------------------------
-
-    def _us(self) -> int:
-        return (time.monotonic_ns() - self._start_ns) // 1000
-
-    @staticmethod
-    def _wall() -> int:
-        return time.time_ns() // 1_000_000
 
 
 def _nothing() -> None:

@@ -11,9 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from sshrec.access.policy import Address
 from sshrec.errors import Unreachable, describe
 from sshrec.gateway.relay import Loop
+from sshrec.patterns import Address
 
 Until = Callable[[Callable[[], bool]], None]  # turns the loop until a condition holds
 
@@ -56,6 +56,33 @@ def is_own(address: Address) -> bool:
     return ipaddress.ip_address(source) == address
 
 
+def endpoint(address: Address, port: int) -> str:
+    """As people write it."""
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def begin(address: Address, port: int) -> socket.socket:
+    """A connection that is being made, and will be writable. OSError where there cannot be one."""
+    sock = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(BlockingIOError):
+            sock.connect((str(address), port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def dial_again(address: Address, port: int, seconds: float) -> socket.socket:
+    """One more connection where there is one already, without turning a loop. OSError where there cannot be."""
+    sock = socket.create_connection((str(address), port), seconds)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setblocking(True)
+    return sock
+
+
 def dial(
     addresses: Iterable[Address], port: int, seconds: float, loop: Loop, until: Until
 ) -> tuple[socket.socket, str]:
@@ -67,7 +94,7 @@ def dial(
     deadline = time.monotonic() + seconds
     failures = []
     for address in addresses:
-        shown = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+        shown = endpoint(address, port)
         sock = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)

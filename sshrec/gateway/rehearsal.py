@@ -11,13 +11,19 @@ import os
 import pty
 import socket
 import termios
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
-from sshrec.access.policy import Place, authorise, locate
+from sshrec.access import protocol
+from sshrec.access.decision import Case, Place, Subject, Terms
+from sshrec.access.policy import Policy
+from sshrec.access.protocol import Allowed
 from sshrec.audit.client import Sender
 from sshrec.config import Config
 from sshrec.gateway import handoff, network, request, terminal
 from sshrec.gateway.hop import under_pty, with_pipes
+from sshrec.gateway.judge import AuthServiceJudge
 from sshrec.gateway.relay import Loop, Pump
 from sshrec.gateway.trail import Trail
 from sshrec.gateway.visit import Visit
@@ -25,7 +31,7 @@ from sshrec.openssh import certificate, client
 from sshrec.recording import asciicast
 from sshrec.recording.recorder import Recorder
 from sshrec.recording.seal import Outcome
-from sshrec.session import Target, User, Winsize
+from sshrec.session import Credential, Target, Winsize
 
 TIMES = 10  # bytecode is settled after eight
 _AUTH = b"publickey ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n"
@@ -72,17 +78,50 @@ def _arrive() -> None:
 
 def _decide(config: Config) -> None:
     wanted = request.parse(b"root@web1 id", terminal=False, login="root")
-    locate(config, Target("root", "web1"))
+    policy = Policy(config)
+    policy.locate(Target("root", "web1"))
     address = network.resolve("192.0.2.1", 22, 1, Loop(), lambda _: None)
     place = Place("web1", "192.0.2.1", 22, named=True)
     network.is_own(address[0])
-    authorise(config, User("root", 0), wanted, place, address, frozenset())
-    certificate.accepted(_AUTH)
+    case = Case(
+        subject=Subject(user="root"),
+        login="root",
+        kind=wanted.kind,
+        place=place,
+        addresses=address,
+        own=frozenset(),
+        when=datetime.now(),
+    )
+    policy.authorise(case)
+    credential = certificate.accepted(_AUTH)
+    assert credential is not None
+    _ask(case, credential)
     run = client.Run(Path("/run/sshrec/rehearsal"))
     client.configuration(config, run, login="root", name="web1", port=22, terminal=True, lang=b"C")
     client.arguments(run, "web1", b"id")
     log = client.Log()
     log.feed(b"debug1: Entering interactive session.\r\nAuthenticated to web1\r\n")
+
+
+def _ask(case: Case, credential: Credential) -> None:
+    """The question to the auth service, whose part we play."""
+    loop, askers = Loop(), list[socket.socket]()
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind("")  # an abstract name that nobody else has: unix(7)
+        service.listen()
+
+        def until(condition: Callable[[], bool]) -> None:
+            if not askers:
+                askers.append(service.accept()[0])
+                protocol.receive_question(askers[0])
+                protocol.send(askers[0], Allowed("rehearsal", ("192.0.2.1",), Terms()))
+            loop.run(condition, lambda: 1.0)
+
+        judge = AuthServiceJudge(Path(os.fsdecode(service.getsockname())), loop, until)
+        judge.authorise(case, Target("root", "web1"), credential)
+        judge.close()
+    for asker in askers:
+        asker.close()
 
 
 def _relay() -> None:
@@ -127,7 +166,7 @@ def _log() -> None:
 def _hop() -> None:
     master, slave = pty.openpty()
     modes = termios.tcgetattr(slave)
-    for hop in (under_pty(_TRUE, {}, modes, Winsize(80, 24)), with_pipes(_TRUE, {})):
+    for hop in (under_pty(_TRUE, {}, modes, Winsize(80, 24), quiet=True), with_pipes(_TRUE, {})):
         hop.reap()
         hop.close()
     os.close(master)

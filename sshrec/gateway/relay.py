@@ -69,6 +69,8 @@ class Loop:
                 self._due = 1 << 62
                 due = clock() + int(tick() * 1e9)
                 self._due = min(self._due, due)
+                if until():  # which may have a time of its own, and call `within`
+                    return
                 wait = max(0, self._due - clock())
             ready = [(fd, events) for fd, events in self._always.items() if events] if self._always else []
             for fd, events in poll(0 if ready else wait / 1e9, AT_ONCE) + ready:
@@ -100,6 +102,7 @@ class Pump:
         self.source, self.sink = source, sink
         self.ended = self.lost = False
         self.final = False  # the writer is dead: an empty source has ended
+        self._held = False
         self._loop, self._take, self._kept = loop, take, kept
         self._on_end, self._on_lost = on_end, on_lost
         self._buffer = mmap.mmap(-1, size)  # costs memory only once it is used
@@ -131,6 +134,16 @@ class Pump:
             self._send(self._pending)
             if self._pending and self._kept is not None and self._kept():
                 self._loop.watch(self.sink, self._sink_ready, select.POLLOUT)
+
+    def hold(self, held: bool) -> None:
+        """Read no more for now, or go on."""
+        if held == self._held:
+            return
+        self._held = held
+        if held and not self._eof:
+            self._loop.unwatch(self.source)
+        elif not (self._eof or self._pending):
+            self._loop.watch(self.source, self._source_ready)
 
     def drain(self) -> None:
         """The writer of the source is dead: take what is left in it, then end."""
@@ -195,7 +208,7 @@ class Pump:
             self._loop.watch(self.sink, self._sink_ready, select.POLLOUT)
         elif had and not self._pending:
             self._loop.watch(self.sink, self._sink_ready, 0)
-            if not self._eof:
+            if not (self._eof or self._held):
                 self._loop.watch(self.source, self._source_ready)
                 if self.final:
                     self.drain()
@@ -216,7 +229,7 @@ class Pump:
         self.lost = True
         self._pending = b""
         self._loop.unwatch(self.sink)
-        if not self._eof:
+        if not (self._eof or self._held):
             self._loop.watch(self.source, self._source_ready)
         self._on_lost()
         self._end_if_done()

@@ -1,7 +1,7 @@
 """The grammar of what people ask for: `[login@]host[:port] [command…]`. Bytes in, a Request out, or refused.
 
-The command is opaque: it is forwarded byte for byte and never looked into. The target is ASCII, and
-nothing in it means anything to a shell or to ssh.
+The command is opaque: it is forwarded byte for byte, and looked into only for mosh, so that people learn why
+it does not work. The target is ASCII, and nothing in it means anything to a shell or to ssh.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sshrec.session import HOST, LOGIN, Request, Target, never_a_target, printab
 LIMIT = 64 * 1024  # bytes of target and command; past 128 KiB sshd itself cannot start us
 
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
+_MOSH = re.compile(rb"(?:sh -c [^;]* ; )?(?:\S*/)?mosh-server '?new\b")  # as mosh(1) asks for it
 _FORM = "the form is: ssh -A bastion [login@]host[:port] [command…]"
 
 
@@ -29,6 +30,15 @@ def parse(words: bytes, *, terminal: bool, login: str) -> Request:
     target, space, rest = words.partition(b" ")
     command = rest.lstrip(b" ") if space else b""
     return Request(parse_target(target, login), command or None, terminal)
+
+
+def check_recordable(wanted: Request) -> None:
+    """UsageError for a program that takes the session elsewhere, as far as it says so."""
+    if _MOSH.match(wanted.command or b""):
+        raise UsageError(
+            "mosh cannot be recorded: it goes on over UDP, past this bastion",
+            hint="ssh, and tmux or screen on the target, which keep a session when the connection breaks",
+        )
 
 
 def parse_target(word: bytes, login: str) -> Target:

@@ -21,8 +21,8 @@ _LOG_BYTES = 64 * 1024
 class Surroundings:
     """Made before ssh starts, closed after it has ended.
 
-    `connection`: dialled already; ssh fetches it with sshrec-dial. `gateway`: dials the agent. `log_came` is
-    called when there is more in `log`.
+    `connection`: gives what was dialled; ssh fetches it with sshrec-dial. `gateway`: dials the agent. `log_came`
+    is called when there is more in `log`. `control`: the socket of a master, which it is (`master`) or goes by.
     """
 
     def __init__(
@@ -34,8 +34,10 @@ class Surroundings:
         *,
         loop: Loop,
         gateway: socket.socket,
-        connection: socket.socket,
+        connection: Callable[[], socket.socket],
         log_came: Callable[[], None],
+        control: Path | None = None,
+        master: bool = False,
     ) -> None:
         self.log = client.Log()
         self._config, self._run, self._loop = config, run, loop
@@ -49,6 +51,8 @@ class Surroundings:
             port=grant.place.port,
             terminal=request.terminal,
             lang=lang,
+            control=control,
+            master=master,
         )
         _write(run.identity, grant.credential.line)
         _write(run.config, configuration)
@@ -59,7 +63,7 @@ class Surroundings:
         self._listener.bind(str(run.dial))
         self._listener.listen(1)
         loop.watch(self._listener.fileno(), lambda _: self._hand_over())
-        self.agents = AgentRelay(loop, run.agent, gateway)
+        self.agents = AgentRelay(loop, run.agent, gateway) if run.outer_agent is None else None
 
     @property
     def host_key(self) -> str | None:
@@ -73,7 +77,8 @@ class Surroundings:
 
     def close(self) -> None:
         """Let go of everything; the files go with the run directory."""
-        self.agents.close()
+        if self.agents is not None:
+            self.agents.close()
         for fd in (self._log_fd, self._listener.fileno()):
             self._loop.unwatch(fd)
         os.close(self._log_fd)
@@ -94,7 +99,7 @@ class Surroundings:
 
     def _hand_over(self) -> None:
         with contextlib.suppress(OSError), self._listener.accept()[0] as helper:  # dead with its ssh, if it is
-            socket.send_fds(helper, [b"\0"], [self._connection.fileno()])
+            socket.send_fds(helper, [b"\0"], [self._connection().fileno()])
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import struct
@@ -12,6 +13,7 @@ from typing import Any
 from sshrec.session import Winsize
 
 _WINSIZE = struct.Struct("HHHH")
+_LONGEST = 300  # characters of a line
 _INPUT, _OUTPUT, _CONTROL, _LOCAL, _CHARACTERS = 0, 1, 2, 3, 6
 SHOWN_NODES = 60
 
@@ -65,6 +67,16 @@ class Modes:
         # Not TCSADRAIN: it would wait, in the kernel, for a person who has stopped reading.
         termios.tcsetattr(self._fd, termios.TCSANOW, modes)
 
+    def quiet(self) -> None:
+        """Between questions: what is typed meanwhile waits, byte by byte and unseen, but Ctrl-C interrupts."""
+        modes: list[Any] = [part[:] if isinstance(part, list) else part for part in self.original]
+        modes[_INPUT] = modes[_INPUT] & ~_RAW_INPUT | termios.IGNPAR
+        modes[_LOCAL] = modes[_LOCAL] & ~_RAW_LOCAL | termios.ISIG
+        modes[_CHARACTERS][termios.VMIN] = 1
+        modes[_CHARACTERS][termios.VTIME] = 0
+        self._changed = True
+        termios.tcsetattr(self._fd, termios.TCSANOW, modes)
+
     def restore(self) -> None:
         """Put the modes back; no harm where the terminal is gone."""
         if self._changed:
@@ -74,14 +86,23 @@ class Modes:
 
 
 class Line:
-    """A line being typed: characters in, what to echo out. Completes names of nodes on Tab."""
+    """A line being typed: characters in, what to echo out. Completes names of nodes on Tab.
 
-    def __init__(self, prompt: str, names: Iterable[str]) -> None:
+    `hidden`: what is typed is not shown, and may be of any alphabet. `longest`: in characters; more is not taken.
+    """
+
+    def __init__(
+        self, prompt: str, names: Iterable[str] = (), *, hidden: bool = False, longest: int = _LONGEST
+    ) -> None:
         self.text = ""
+        self.rest = ""  # what was typed behind the end
+        self._hidden, self._longest = hidden, longest
         self.done = False
         self.cancelled = False
         self._prompt = prompt
         self._names = sorted(names)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._escape = ""  # of a key such as an arrow, so far
 
     def greeting(self) -> str:
         """What stands above the line, and the prompt."""
@@ -89,34 +110,56 @@ class Line:
 
     def again(self) -> str:
         """Begin a new line."""
-        self.text, self.done = "", False
+        self.text, self.rest, self.done = "", "", False
         return self._prompt
 
     def feed(self, data: bytes) -> str:
-        """Take typed bytes; returns what the terminal should show. Bytes after the end are dropped."""
+        """Take typed bytes; returns what the terminal should show: a bell for what is not taken."""
         shown = ""
-        for byte in data:
+        typed = self._decoder.decode(data)
+        for at, character in enumerate(typed):
             if self.done or self.cancelled:
+                self.rest += typed[at:].removeprefix("\n" if typed[at - 1 : at] == "\r" else "")
                 break
-            character = chr(byte)
-            if character in "\r\n":
-                self.done = True
-                shown += "\r\n"
-            elif character in "\x7f\b":
-                shown += "\b \b" if self.text else ""
-                self.text = self.text[:-1]
-            elif character in "\x15\x17":  # Ctrl-U, Ctrl-W
-                shown += "\b \b" * len(self.text)
-                self.text = ""
-            elif character in "\3\4":  # Ctrl-C, Ctrl-D
-                self.cancelled = True
-                shown += "\r\n"
-            elif character == "\t":
-                shown += self._complete()
-            elif " " <= character < "\x7f" and len(self.text) < 300:
-                self.text += character
-                shown += character
+            shown += self._take(character)
         return shown
+
+    def _take(self, character: str) -> str:
+        if self._is_escape(character):
+            return ""
+        if character in "\r\n":
+            self.done = True
+            return "\r\n"
+        if character in "\x7f\b":
+            erased = "\b \b" if self.text and not self._hidden else ""
+            self.text = self.text[:-1]
+            return erased
+        if character in "\x15\x17":  # Ctrl-U, Ctrl-W
+            erased = "" if self._hidden else "\b \b" * len(self.text)
+            self.text = ""
+            return erased
+        if character in "\3\4":  # Ctrl-C, Ctrl-D
+            self.cancelled = True
+            return "\r\n"
+        if character == "\t":
+            return self._complete()
+        typed = " " <= character < "\x7f" or (self._hidden and character > "\x9f")
+        if not typed or len(self.text) >= self._longest:
+            return "\a"
+        self.text += character
+        return "" if self._hidden else character
+
+    def _is_escape(self, character: str) -> bool:
+        """Whether it belongs to what a key such as an arrow sends (ECMA-48: ESC [ … final, and ESC O final)."""
+        if not self._escape:
+            self._escape = character if character == "\x1b" else ""
+            return bool(self._escape)
+        if self._escape == "\x1b" or character < " ":
+            self._escape = character if character in "[O" else ""
+            return bool(self._escape)
+        if self._escape == "O" or not character <= "?":
+            self._escape = ""
+        return True
 
     def _complete(self) -> str:
         login, at, part = self.text.rpartition("@")

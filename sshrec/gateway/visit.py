@@ -8,14 +8,21 @@ import os
 import pwd
 import termios
 
-from sshrec.access.policy import Address
 from sshrec.errors import Denied
 from sshrec.gateway import terminal
 from sshrec.gateway.handoff import Hello
 from sshrec.gateway.relay import half_close
 from sshrec.openssh import certificate
 from sshrec.openssh.client import checked_term
+from sshrec.patterns import Address
 from sshrec.session import Credential, User, printable
+
+
+def _address(words: str) -> Address | None:
+    """Of `address port`."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(words.partition(" ")[0])
+    return None
 
 
 class Visit:
@@ -39,17 +46,26 @@ class Visit:
         words = facts.get("connection", b"").decode("ascii", "replace").split()
         self.client = printable(" ".join(words[:2]), 80)  # address and port
         self.local = printable(" ".join(words[2:4]), 80)  # of the bastion, as the client dialled it
-        self.server: frozenset[Address] = frozenset()  # the bastion's address, as the client dialled it
-        if len(words) == 4:
-            with contextlib.suppress(ValueError):
-                self.server = frozenset({ipaddress.ip_address(words[2])})
+        self.channel = facts.get("channel", b"").decode("ascii", "replace")  # of which connection
+        self._place()
+
+    def _place(self) -> None:
+        self.source = _address(self.client)  # the client's
+        server = _address(self.local)  # the bastion's, as the client dialled it
+        self.server: frozenset[Address] = frozenset({server} if server else ())
+
+    @property
+    def account(self) -> str | None:
+        """The Unix account that came, by the kernel's word; None where the uid has no name."""
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return None
 
     def identify(self) -> tuple[User, Credential]:
         """The person by the kernel's word, and the credential that sshd accepted; Denied where they differ."""
-        try:
-            name = pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            raise Denied(f"no account has the uid {self.uid}") from None
+        if (name := self.account) is None:
+            raise Denied(f"no account has the uid {self.uid}")
         credential = certificate.accepted(self._auth)
         if credential is None:
             raise Denied(
@@ -62,10 +78,31 @@ class Visit:
             )
         return User(name, self.uid), credential
 
+    def behind(self, client: str, local: str) -> None:
+        """A channel of a connection whose ends sshd does not know: it comes from there."""
+        self.client, self.local = client, local
+        self._place()
+
+    def give_up(self, fd: int) -> None:
+        """Let go of a descriptor that somebody else has now."""
+        if self._blocking.pop(fd, None) is not None:
+            os.close(fd)
+
+    def credential(self) -> Credential | None:
+        """What sshd accepted; None where it does not say."""
+        return certificate.accepted(self._auth)
+
     def let_go(self, fd: int) -> None:
         """Half-close one of the descriptors: its reader sees the end."""
         if self._blocking.pop(fd, None) is not None:
             half_close(fd)
+
+    def drop(self) -> None:
+        """Let go of everything, from another thread: what still writes there writes to nobody."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in tuple(self._blocking):
+            os.dup2(null, fd, inheritable=False)
+        os.close(null)
 
     def close(self) -> None:
         """Put the terminal back and let go of everything: a client waits for the last holder."""

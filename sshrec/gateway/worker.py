@@ -14,48 +14,59 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from sshrec.access.policy import Deny, authorise, locate
+from sshrec.access.decision import Deny
+from sshrec.access.policy import Policy
 from sshrec.audit.client import Journal, Sender
 from sshrec.audit.direct import Direct
 from sshrec.config import Config, load
-from sshrec.errors import Denied, NotFound, SshrecError, UsageError, describe
-from sshrec.gateway import control, handoff, network, request, terminal
+from sshrec.errors import Denied, NotFound, SshrecError, describe
+from sshrec.gateway import cause, channel, control, handoff, transparent
+from sshrec.gateway.admission import Admission, NotAllowed
+from sshrec.gateway.agents import AgentRelay
+from sshrec.gateway.answers import Answers
+from sshrec.gateway.asking import Gone
+from sshrec.gateway.channel import Joined
 from sshrec.gateway.control import Control
 from sshrec.gateway.ending import complaint
-from sshrec.gateway.floor import check_floor
-from sshrec.gateway.grant import Grant
+from sshrec.gateway.floor import check_floor, has_room_to_pack
 from sshrec.gateway.live import Live
 from sshrec.gateway.relay import Loop
-from sshrec.gateway.trail import tell_end, tell_refusal
+from sshrec.gateway.trail import tell_encryption, tell_end, tell_packing, tell_refusal
+from sshrec.gateway.transparent import Connection
 from sshrec.gateway.visit import Visit
+from sshrec.gateway.watchdog import Watchdog
 from sshrec.recording.recovery import Found
-from sshrec.session import Request, Target, User, session_id
+from sshrec.session import Credential, Target, User, session_id
 from sshrec.storage.local import Store
 
 BEAT_SECONDS = 1.0
-TRIES = 5  # at typing a target
-USAGE = "ssh -A bastion [login@]host[:port] [command…]"
-
-T = TypeVar("T")
+DAYS = 2  # that have recordings, of which what was left undone is looked for now and then
 
 log = logging.getLogger("sshrec.worker")
 
 
-class Gone(Exception):
-    """The person left, or was made to, before there was a session."""
-
-
 class Worker:
-    """One visit. `watcher`: a socket to sshrecd, for heartbeats; None in embedded mode."""
+    """One visit. `watcher`: a socket to sshrecd, for heartbeats; `others`: how many sessions each uid has.
+
+    Both are None in embedded mode. `policy`: of this configuration, where there is one already.
+    """
 
     def __init__(
-        self, config: Config, session: str, gateway: socket.socket, watcher: socket.socket | None = None
+        self,
+        config: Config,
+        session: str,
+        gateway: socket.socket,
+        watcher: socket.socket | None = None,
+        others: Mapping[int, int] | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self._config = config
+        self._policy = policy or Policy(config)
+        self._others = others
         self._gateway = gateway
         self._watcher = watcher
         self._loop = Loop()
@@ -67,9 +78,14 @@ class Worker:
         self._live: Live | None = None
         self._gone = False
         self._killed_by: str | None = None
+        self._locked: str | None = None  # by which lock, and why
         self._refusal: SshrecError | None = None
-        self._rule: str | None = None  # that refused it
+        self._at_door = False  # strangers could fill the audit log with refusals
+        self._agents: AgentRelay | None = None  # where there is no session
+        self._connection: Connection | None = None
+        self._joined: Joined | None = None  # to the connection that this is a channel of
         self._beat_at = 0.0
+        self._watchdog: Watchdog | None = None
 
     def run(self) -> None:
         """The visit. Whatever happens, the gateway learns how it ended, once the person's descriptors are shut."""
@@ -77,10 +93,14 @@ class Worker:
         try:
             self._serve()
             visit = Visit(handoff.receive_hello(self._gateway))
+            if not visit.terminal:
+                self._watchdog = Watchdog(visit.drop)
             try:
                 status, text = self._conduct(visit)
             finally:
                 visit.close()
+                if self._watchdog is not None:
+                    self._watchdog.close()
         except Gone:
             self._changed(state="left")
         except SshrecError as error:
@@ -93,11 +113,16 @@ class Worker:
         handoff.finish(self._gateway, status, text)
         if self._live is not None:
             self._live.finish()
-        elif self._refusal is not None:
-            tell_refusal(self._journal, self._facts, self._refusal, self._rule)
+        elif self._refusal is not None and not self._at_door:
+            tell_refusal(self._journal, self._facts, self._refusal, getattr(self._refusal, "rule", None))
         if self._control is not None:
             self._control.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._joined is not None:
+            self._joined.close()
+        if self._live is not None and self._live.unclosed is not None:
+            cause.leave(self._directory, self._live.unclosed)  # whoever closes the recording removes the directory
+        else:
+            shutil.rmtree(self._directory, ignore_errors=True)
         self._gateway.close()
 
     # ---- the steps ------------------------------------------------------------------------------------
@@ -106,18 +131,35 @@ class Worker:
         with contextlib.suppress(OSError):  # a gateway that is gone says so by its end
             self._gateway.send(b"T")
         self._loop.watch(self._gateway.fileno(), self._hear)
-        user, credential = visit.identify()
+        if visit.account == self._config.login_account and self._others is not None:
+            self._at_door = True
+            return self._answer(visit, lambda answers: answers.login())
+        found = None
+        if visit.channel and self._others is not None and visit.uid == os.geteuid():
+            self._joined = Joined(self._config.run_dir, visit.channel)
+            found = self._joined.whose
+            self._changed(connection=found.connection)
+            user, credential = channel.identify(found, visit)
+        else:
+            user, credential = visit.identify()
         self._changed(user=user.name, uid=user.uid, client=visit.client)
+        words = visit.command.split(b" ")
+        if words[0] == b"sshrec" and self._others is not None and found is None:
+            return self._answer(visit, lambda answers: answers.answer(user.name, words[1:]))
+        admission = Admission(
+            self._config,
+            self._policy,
+            visit,
+            session=self.session,
+            loop=self._loop,
+            until=self._until,
+            known=self._facts.update,
+            live=None if self._others is None else self._others.get(user.uid, 0),
+        )
+        if words[0] == transparent.COMMAND and found is None:
+            return self._connect(visit, user, credential, transparent.parse(words[1:]), admission)
         check_floor(self._config, self._journal)
-        wanted = self._request(visit, user)
-        self._facts |= {"login": wanted.target.login, "target": str(wanted.target)}
-        if not visit.agent:
-            raise Denied("no agent came with you, and the target wants your key", hint=f"connect with -A: {USAGE}")
-        place = self._allowed(locate(self._config, wanted.target))
-        seconds = self._config.hop.connect_timeout
-        addresses = network.resolve(place.lookup, place.port, seconds, self._loop, self._until)
-        own = visit.server | {address for address in addresses if network.is_own(address)}
-        decision = self._allowed(authorise(self._config, user, wanted, place, addresses, own))
+        grant = admission.grant(user, credential, found)
         live = Live(
             config=self._config,
             session=self.session,
@@ -126,74 +168,69 @@ class Worker:
             changed=self._changed,
             gateway=self._gateway,
             visit=visit,
-            grant=Grant(user, credential, wanted, place, decision),
+            grant=grant,
             journal=self._journal,
+            joined=self._joined,
         )
         return live.conduct(self._set_live)
 
-    def _allowed(self, answer: T | Deny) -> T:
-        """What policy answers, unless it is no."""
-        if isinstance(answer, Deny):
-            self._rule = answer.rule
-            raise Denied(answer.reason)
-        return answer
+    def _connect(
+        self, visit: Visit, user: User, credential: Credential, target: Target, admission: Admission
+    ) -> tuple[int, str]:
+        """The transparent way in: nothing of a target's is in it, but in its channels, which are sessions."""
+        connection = Connection(
+            self._config,
+            visit,
+            connection=self.session,
+            loop=self._loop,
+            until=self._until,
+            turn=self._turn,
+            gateway=self._gateway,
+            directory=self._directory,
+            changed=self._changed,
+        )
+        self._agents, self._connection = connection.agents, connection
+        try:
+            status = connection.serve(
+                user, credential, target, lambda: admission.passage(user, credential, target)
+            )
+        finally:
+            self._agents = None
+            connection.close()
+        self._changed(state="left")
+        return status, ""
+
+    def _answer(self, visit: Visit, give: Callable[[Answers], int]) -> tuple[int, str]:
+        """What the bastion answers itself."""
+        self._changed(state="answering", user=visit.account, uid=visit.uid, client=visit.client)
+        answers = Answers(
+            self._config,
+            visit,
+            loop=self._loop,
+            until=self._until,
+            gateway=self._gateway,
+            directory=self._directory,
+        )
+        self._agents = answers.agents
+        try:
+            status = give(answers)
+        finally:
+            self._agents = None
+            answers.close()
+        self._changed(state="left")
+        return status, ""
 
     def _serve(self) -> None:
         """The run directory and the control socket: from here on a new sshrecd finds this worker."""
         new = self._directory.with_suffix(".new")
         try:
             new.mkdir(mode=0o700)
-            self._control = Control(self._loop, new, self._report, self.kill)
+            self._control = Control(self._loop, new, self._report, self.kill, self.lock)
             new.rename(self._directory)  # so whoever finds it finds it served, while its worker lives
         except OSError as error:
             raise SshrecError(f"cannot make {self._directory}: {describe(error)}") from error
         if self._watcher is not None:
             self._control.add_watcher(self._watcher)
-
-    def _request(self, visit: Visit, user: User) -> Request:
-        """What sshd was given, or what the person types when asked."""
-        if visit.command:
-            return request.parse(visit.command, terminal=visit.terminal, login=user.name)
-        if not visit.terminal:
-            raise UsageError("no target was named", hint=f"name one: {USAGE}")
-        return Request(self._ask(visit, user), None, terminal=True)
-
-    def _ask(self, visit: Visit, user: User) -> Target:
-        line = terminal.Line("Connect to: ", self._config.node_names)
-
-        def show(text: str) -> None:
-            with contextlib.suppress(OSError):
-                os.write(visit.stdout, text.encode())
-
-        def typed(_events: int) -> None:
-            try:
-                data = os.read(visit.stdin, 4096)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            show(line.feed(data or b"\4"))
-
-        assert visit.modes is not None
-        visit.modes.raw()
-        os.set_blocking(visit.stdin, False)
-        self._loop.watch(visit.stdin, typed)
-        show(line.greeting())
-        try:
-            for _ in range(TRIES):
-                self._until(lambda: line.done or line.cancelled)
-                if line.cancelled:
-                    raise Gone
-                try:
-                    if line.text.strip():
-                        return request.parse_target(line.text.strip().encode(), user.name)
-                except UsageError as error:
-                    show(f"{error}\r\n")
-                show(line.again())
-        finally:
-            self._loop.unwatch(visit.stdin)
-            visit.modes.restore()
-        raise UsageError("no target was named", hint=f"name one: {USAGE}")
 
     # ---- the loop -------------------------------------------------------------------------------------
 
@@ -203,6 +240,8 @@ class Worker:
     def _until(self, condition: Callable[[], bool]) -> None:
         """Turn the loop until then; Gone where the person leaves first."""
         self._turn(lambda: condition() or self._gone)
+        if self._locked is not None:
+            raise NotAllowed(Deny("lock", self._locked))
         if self._killed_by is not None:
             raise Denied(f"this session was ended by {self._killed_by}")
         if self._gone:
@@ -214,6 +253,8 @@ class Worker:
             self._beat_at = now
             if self._control is not None:
                 self._control.beat()
+            if self._watchdog is not None:
+                self._watchdog.beat()
             with contextlib.suppress(OSError):  # a gateway that is gone says so by its end
                 self._gateway.send(b"B")
         wait = self._beat_at + BEAT_SECONDS - now
@@ -226,8 +267,9 @@ class Worker:
         except BlockingIOError:
             return None
         if isinstance(message, handoff.Agent):
-            if self._live is not None and self._live.agents is not None:
-                self._live.agents.dialled(message)
+            agents = self._live.agents if self._live is not None else self._agents
+            if agents is not None:
+                agents.dialled(message)
             elif message.descriptor is not None:
                 os.close(message.descriptor)
             return None
@@ -261,6 +303,13 @@ class Worker:
         self._gone, self._killed_by = True, who
         if self._live is not None:
             self._live.kill(who)
+        if self._connection is not None:
+            self._connection.kill(who)
+
+    def lock(self, why: str) -> None:
+        """The visit is shut out by a lock: ended, or refused where there is no session yet."""
+        self._locked = why
+        self.kill(f"a lock: {why}")
 
 
 def new_session() -> str:
@@ -274,23 +323,37 @@ def journal(config: Config, *, embedded: bool) -> Journal:
 
 
 def look_after(config: Config, session: str, journal: Journal) -> Found:
-    """Seal, log and pack what an ended session left, and remove its run directory; says what its recording was.
+    """Seal, log, pack and encrypt what an ended session left, and remove its run directory.
 
-    AuditError where the end of the session cannot be logged; then the rest waits.
+    Says what its recording was. AuditError where its end, or what becomes of it, cannot be logged; then the rest
+    waits.
     """
     if control.answers(config.run_dir, session):
         return Found.ALIVE  # with no recording yet, it may be: somebody is choosing a target
     store = Store(config.recordings_dir)
-    found = store.recover(session, time.time_ns() // 1_000_000, "its worker died")
+    why = cause.find(Path(config.run_dir, session))
+    found = store.recover(session, time.time_ns() // 1_000_000, why)
     if found in (Found.SEALED, Found.FINISHED):
         with contextlib.suppress(FileNotFoundError):  # somebody else has packed it
             tell_end(journal, store.path(session))
     if found is not Found.ALIVE:
         shutil.rmtree(Path(config.run_dir, session), ignore_errors=True)
     if found in (Found.SEALED, Found.FINISHED):
-        with contextlib.suppress(NotFound):  # somebody else has packed it
-            store.pack(session)
+        with contextlib.suppress(NotFound, FileNotFoundError):  # somebody else has packed it
+            if has_room_to_pack(store.path(session)):  # else sshrecd tries again
+                store.pack(session, lambda packed: tell_packing(journal, store.path(session), packed))
+    if found is not Found.ALIVE and config.encrypts_to:
+        from sshrec.storage.encrypting import encrypt  # a session should not pay for reading and verifying
+
+        with contextlib.suppress(NotFound):  # not packed, or encrypted already
+            encrypt(store, session, config.encrypts_to, lambda made: tell_encryption(journal, made))
     return found
+
+
+def unfinished(config: Config, days: int | None = None) -> set[str]:
+    """Sessions whose recordings are not in their last form yet. `days`: of the newest that have recordings."""
+    store = Store(config.recordings_dir)
+    return {*store.unfinished(days), *(store.unencrypted(days) if config.encrypts_to else ())}
 
 
 def main() -> None:
@@ -307,7 +370,8 @@ def main() -> None:
     Worker(config, session, gateway).run()
     os.nice(19)
     log_itself = journal(config, embedded=True)
-    for left in {session, *control.live(config.run_dir)}:  # ours, and those whose workers died: nobody else does
+    # Ours, and those whose workers died, before they were packed or while: nobody else does.
+    for left in {session, *control.live(config.run_dir), *unfinished(config, DAYS)}:
         with contextlib.suppress(SshrecError):  # damaged; the others are looked after all the same
             look_after(config, left, log_itself)
 

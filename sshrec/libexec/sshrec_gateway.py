@@ -4,7 +4,7 @@ Runs under the person's uid at every login and for as long as the session lives,
 only, decides nothing and keeps nothing. The messages are described in sshrec/gateway/handoff.py. The
 program is the file `sshrec-gateway` beside this one, which imports it: a module is compiled once.
 
-    sshrec-gateway [--socket PATH] [-c REQUEST]
+    sshrec-gateway [--socket PATH] [--channel CONNECTION] [-c REQUEST]
     sshrec-gateway --embedded [--config FILE] [--python PATH] [-c REQUEST]
 """
 
@@ -47,14 +47,14 @@ def say(data):
 
 def arguments(argv):
     """Options are an administrator's; what comes behind -c is the person's, and never an option."""
-    options = {"--socket": SOCKET, "--config": None, "--python": None, "--embedded": None}
+    options = {"--socket": SOCKET, "--config": None, "--python": None, "--embedded": None, "--channel": None}
     own = argv[0]
     words = argv[1:]
     while words:
         word = words.pop(0)
         if word == "--embedded":
             options[word] = True
-        elif word in ("--socket", "--config", "--python") and words:
+        elif word in ("--socket", "--config", "--python", "--channel") and words:
             options[word] = words.pop(0)
         elif word == "-c" and len(words) == 1:
             # We are the login shell. With a ForceCommand beside it, sshd runs us as `-c <that command>`.
@@ -71,7 +71,7 @@ def encode(text):
     return text.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
-def facts(command):
+def facts(command, channel):
     """What sshd told us, as one message."""
     parts = [b"H"]
 
@@ -80,6 +80,7 @@ def facts(command):
             parts.append(name + b"=" + value.replace(b"\0", b" ") + b"\0")
 
     add(b"command", command)
+    add(b"channel", channel and encode(channel))
     for name, variable in (
         (b"connection", b"SSH_CONNECTION"),
         (b"tty", b"SSH_TTY"),
@@ -139,7 +140,7 @@ def beside(path, here):
     return sys.executable
 
 
-def forward(sock, command):
+def forward(sock, command, channel):
     """Hand over, then pass signals and agent connections on until the worker says how it ended."""
     wake, waker = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM)
     wake.setblocking(False)
@@ -149,7 +150,7 @@ def forward(sock, command):
         _signal.signal(number, lambda *_: None)
     for number in IGNORED:
         _signal.signal(number, _signal.SIG_IGN)
-    hello = facts(command)
+    hello = facts(command, channel)
     ready = select.poll()
     ready.register(sock, select.POLLIN)
     ready.register(wake, select.POLLIN)
@@ -217,6 +218,6 @@ def main():
     options, command = arguments(sys.argv)
     sock = spawn_worker(options) if options["--embedded"] else dial(options["--socket"])
     try:
-        forward(sock, command)
+        forward(sock, command, options["--channel"])
     except OSError as error:
         end(f"the recorder is gone: {(error.strerror or str(error)).lower()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import stat
 import time
@@ -17,11 +16,13 @@ import click
 
 from sshrec import privileges
 from sshrec.atomic import open_directory, replace_file
-from sshrec.authority import revocation
+from sshrec.audit.event import Fields
+from sshrec.authority import outbox, revocation
 from sshrec.authority.certificates import Asker
 from sshrec.authority.keys import Keys
 from sshrec.authority.ledger import Ledger
 from sshrec.authority.log_key import LogKey
+from sshrec.cli import asking
 from sshrec.cli.main import Settings
 from sshrec.config import Config
 from sshrec.duration import Duration
@@ -40,6 +41,7 @@ class Opened:
     """An authority at work. `now`: Unix time, in seconds, for all that one command does."""
 
     config: Config
+    database: Database
     ledger: Ledger
     keys: Keys
     asker: Asker
@@ -50,6 +52,13 @@ class Opened:
         """Bring what everybody may read up to date, the KRL too."""
         self.keys.publish()
         revocation.write_krl(self.ledger, self.keys, self.config.krl, self.now)
+        if LogKey(self.config).restore():
+            click.echo("sshrec-ca: warning: public/allowed_signers was not what was kept: restored", err=True)
+
+    def tell(self, event: str, fields: Fields) -> None:
+        """Tell the audit log what the caller did, where it is not the ledger that changed."""
+        with self.database.transaction() as connection:
+            outbox.tell(connection, event, {"user": self.asker.by, **fields}, int(self.now * 1000))
 
     def catch_up(self) -> None:
         """Retire what is due, and publish what a full disk or the end of a command left unpublished."""
@@ -59,10 +68,10 @@ class Opened:
                 log_key.settle()
         if not self.ledger.authorities():
             return  # as the command itself is going to say
-        if self.keys.is_published() and revocation.is_current(self.ledger, self.config.krl, self.now):
-            return
         try:
-            self.publish()
+            current = self.keys.is_published() and revocation.is_current(self.ledger, self.config.krl, self.now)
+            if not (current and log_key.is_public):
+                self.publish()
         except SshrecError as error:
             click.echo(f"sshrec-ca: warning: what sshd trusts is out of date: {error}", err=True)
 
@@ -76,10 +85,21 @@ def opened(settings: Settings, *, create: bool = False) -> Iterator[Opened]:
     _check_owner(config.authority_dir)
     with Database.open(config.database_url, create=create) as database:
         ledger = Ledger(database)
-        authority = Opened(config, ledger, Keys(config, ledger), asker, rights, time.time())
-        if not create:
-            authority.catch_up()
-        yield authority
+        authority = Opened(config, database, ledger, Keys(config, ledger, asker.by), asker, rights, time.time())
+        try:
+            if not create:
+                authority.catch_up()
+            yield authority
+        finally:
+            _deliver(authority)
+
+
+def _deliver(authority: Opened) -> None:
+    """Give the audit log what it is to know of this, too, if it can be reached; what waits is safe where it is."""
+    try:
+        outbox.deliver(authority.database, authority.config)
+    except SshrecError as error:
+        click.echo(f"sshrec-ca: warning: the audit log has to wait for its events: {error}", err=True)
 
 
 def _check_owner(directory: Path) -> None:
@@ -89,15 +109,8 @@ def _check_owner(directory: Path) -> None:
 
 
 def ask(prompt: str) -> str:
-    """A passphrase or a PIN, typed after the prompt at the terminal. Denied where there is none."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError as error:
-        raise Denied(
-            f"{prompt.rstrip(': ')}: there is no terminal to ask for it at",
-            hint="an ssh-agent can hold the key: authority.*.signer",
-        ) from error
-    return getpass.getpass(prompt)
+    """A passphrase or a PIN of a CA's key."""
+    return asking.ask(prompt, "an ssh-agent can hold the key: authority.*.signer")
 
 
 class DurationType(click.ParamType[Duration]):

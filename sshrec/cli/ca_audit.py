@@ -26,7 +26,11 @@ def audit_key(settings: Settings, renew: bool, certificate: str | None) -> None:
     with opened(settings) as authority, authority.keys.alone():
         key = LogKey(authority.config)
         if renew:
-            click.echo(f"{key.make(authority.now)} signs the audit log now", err=True)
+            fingerprint = key.make(authority.now)
+            authority.tell("ca.rotate", {"ca_type": "audit", "ca_fingerprint": fingerprint, "phase": "current"})
+            click.echo(f"{fingerprint} signs the audit log now", err=True)
         elif signed:
-            click.echo(f"signatures carry the certificate of {key.certify(signed, authority.now)} now", err=True)
+            fingerprint = key.certify(signed, authority.now)
+            authority.tell("ca.rotate", {"ca_type": "audit", "ca_fingerprint": fingerprint, "phase": "certified"})
+            click.echo(f"signatures carry the certificate of {fingerprint} now", err=True)
         click.echo(key.allowed_signers, nl=False)

@@ -107,16 +107,20 @@ def enroll_node(
         bastion = SshCommand(person[1], config_option(options), env) if person else None
         work = partial(_carry_out, authority, who, bastion)
         done: list[dict[str, Any]] = []
-        with authority.privileges.as_caller():
-            for (surveyed, certificate), outcome in side_by_side(
-                work, list(zip(found, signed, strict=True)), jobs
-            ):
-                if isinstance(outcome, SshrecError):
-                    failed[surveyed.wanted.ssh.destination] = outcome
-                    continue
-                done.append(_told(surveyed, certificate, outcome))
-                if not as_json:
-                    _tell(done[-1], remaining(0, certificate.valid_before, now))
+        try:
+            with authority.privileges.as_caller():
+                for (surveyed, certificate), outcome in side_by_side(
+                    work, list(zip(found, signed, strict=True)), jobs
+                ):
+                    if isinstance(outcome, SshrecError):
+                        failed[surveyed.wanted.ssh.destination] = outcome
+                        continue
+                    done.append(_told(surveyed, certificate, outcome))
+                    if not as_json:
+                        _tell(done[-1], remaining(0, certificate.valid_before, now))
+        finally:  # the database is not the caller's
+            for each in done:
+                authority.tell("node.enroll", _event(each))
     return _end(failed, done, as_json)
 
 
@@ -189,6 +193,16 @@ def _told(surveyed: Surveyed, certificate: Certificate, outcome: enrolment.Outco
         "bastions": list(surveyed.plan.bastions),
         "changed": list(outcome.changed),
         "reloaded": outcome.reloaded,
+    }
+
+
+def _event(done: dict[str, Any]) -> dict[str, Any]:
+    """The same for the audit log."""
+    address, port = done["address"], done["port"]
+    return {
+        "server_hostname": done["node"],
+        "server_addr": f"[{address}]:{port}" if ":" in address else f"{address}:{port}",
+        **{name: done[name] for name in ("names", "serial", "bastions", "changed", "reloaded")},
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from sshrec.authority import outbox
 from sshrec.authority.keys import KINDS, Kind
 from sshrec.authority.ledger import AuthorityRow
 from sshrec.authority.log_key import LogKey
@@ -53,7 +54,8 @@ def init(settings: Settings, passphrase: bool) -> None:
             )
         if not log_key.exists:
             with authority.keys.alone():
-                log_key.make(authority.now)
+                fingerprint = log_key.make(authority.now)
+            authority.tell("ca.init", {"ca_type": "audit", "ca_fingerprint": fingerprint})
         authority.publish()
         click.echo(f"the authority is in {authority.config.authority_dir}")
         for row in rows:
@@ -190,9 +192,11 @@ def status(settings: Settings, as_json: bool) -> None:
     with opened(settings) as authority:
         rows = [row for kind in KINDS for row in authority.keys.rows(kind)]
         counts = {row.fingerprint: _valid(authority, row) for row in rows}
+        waiting = outbox.deliver(authority.database, authority.config)
         if as_json:
             shown = [_as_object(row, *counts[row.fingerprint]) for row in rows]
-            click.echo(json.dumps({"schema": SCHEMA, "authorities": shown}, indent=2))
+            document = {"schema": SCHEMA, "authorities": shown, "events_waiting": waiting}
+            click.echo(json.dumps(document, indent=2))
             return
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _PIPE_WIDTH
         headings = ("CA", "PHASE", "SINCE", "GOOD", "LAST EXPIRES", "FINGERPRINT")
@@ -202,6 +206,9 @@ def status(settings: Settings, as_json: bool) -> None:
         for kind in KINDS:
             if len(authority.keys.rows(kind, "current", "next", "old")) > 1:
                 click.echo(_advice(authority, kind), err=True)
+        if waiting:
+            events = "1 event waits" if waiting == 1 else f"{waiting} events wait"
+            click.echo(f"{events} until sshrecd runs here, for the audit log", err=True)
 
 
 def _valid(authority: Opened, row: AuthorityRow) -> tuple[int, int | None]:

@@ -21,11 +21,23 @@ if TYPE_CHECKING:
     from sshrec.config import Config
 
 _COMMANDS = {
+    "access": ("sshrec.cli.access:command", "Tell what the roles would allow, and why."),
+    "config": ("sshrec.cli.login:config", "Print the block for ~/.ssh/config."),
+    "export": ("sshrec.cli.export:command", "Write a recording as text, bytes, JSON or asciicast."),
     "hold": ("sshrec.cli.hold:command", "Keep recordings from being removed."),
     "kill": ("sshrec.cli.who:kill", "End a live session."),
+    "lock": ("sshrec.cli.lock:lock", "Shut out a user, a login, a node or a session."),
+    "locks": ("sshrec.cli.lock:locks", "List what is locked."),
+    "login": ("sshrec.cli.login:login", "Get a certificate that expires by itself."),
+    "logout": ("sshrec.cli.login:logout", "Take your certificate out of the agent."),
     "ls": ("sshrec.cli.ls:command", "List recordings."),
     "play": ("sshrec.cli.play:command", "Play a recording in the terminal."),
     "prune": ("sshrec.cli.prune:command", "Remove old recordings."),
+    "recipients": ("sshrec.cli.recipients:command", "Show to whom recordings are encrypted, and prove it."),
+    "ssh": ("sshrec.cli.login:ssh", "Go to a node through the bastion."),
+    "status": ("sshrec.cli.login:status", "Show who you are, and for how long."),
+    "unlock": ("sshrec.cli.lock:unlock", "Lift a lock."),
+    "users": ("sshrec.cli.users:command", "People: who there is, and which logins they may use."),
     "verify": ("sshrec.cli.verify:command", "Prove that recordings are what was sealed."),
     "who": ("sshrec.cli.who:who", "List the sessions that live."),
 }
@@ -43,8 +55,12 @@ class Settings:
     def config(self) -> Config:
         """The configuration; ConfigError where it is wrong."""
         from sshrec.config import load  # half of what --help would take
+        from sshrec.recipients import too_few
 
-        return load(self.file)
+        config = load(self.file)
+        if (few := too_few(config.encrypts_to)) is not None:
+            print(f"sshrec: warning: {few}", file=sys.stderr)
+        return config
 
 
 def _remember(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:

@@ -13,6 +13,7 @@ from typing import Self
 import click
 
 from sshrec.audit.client import Sender, tell
+from sshrec.cli.identity import identity_option
 from sshrec.cli.main import Settings, colour
 from sshrec.errors import SshrecError, UsageError
 from sshrec.playback import player
@@ -20,6 +21,7 @@ from sshrec.playback.filter import Filter
 from sshrec.playback.timeline import limit_idle
 from sshrec.privileges import caller
 from sshrec.recording import reader
+from sshrec.recording.identity import Identities
 from sshrec.recording.reader import Recording
 from sshrec.recording.verification import Problem, verify_path
 from sshrec.session import SESSION_ID
@@ -49,11 +51,19 @@ PROOF = 0.3  # seconds that the start waits for verification: enough for 100 MB 
     help="Cut pauses to this long; 0 keeps them.",
 )
 @click.option("-r", "--resize", is_flag=True, help="Ask the terminal to take the recording's size.")
+@identity_option
 @click.pass_obj
-def command(settings: Settings, recording: str, speed: float | None, idle_time_limit: float, resize: bool) -> None:
+def command(
+    settings: Settings,
+    recording: str,
+    speed: float | None,
+    idle_time_limit: float,
+    resize: bool,
+    identities: Identities,
+) -> None:
     """Play a recording in the terminal.
 
-    RECORDING is a file (asciicast v1, v2 or v3, plain or zstd), - for standard input, or the id of a session
+    RECORDING is a file (asciicast v1, v2 or v3, plain, zstd or age), - for standard input, or the id of a session
     or its beginning. What a terminal would obey beyond showing text is left out. Into a pipe or file,
     everything is written at once; with --speed, in its time.
 
@@ -63,9 +73,12 @@ def command(settings: Settings, recording: str, speed: float | None, idle_time_l
     Enter          skip the wait           =  Backspace    as it was
     q, Ctrl-C      quit
     """
-    path = _path(settings, recording)
-    with _opened(path) as source, Proof(path if path and _ours(path, source) else None) as proof:
-        _tell(settings, source)
+    path = find(settings, recording)
+    with (
+        _opened(path, identities) as source,
+        Proof(path if path and ours(path, source) else None, identities) as proof,
+    ):
+        tell_access(settings, source)
         if sys.stdout.isatty():
             whole = _watch(source, speed or 1.0, idle_time_limit, resize=resize)
         else:
@@ -77,7 +90,7 @@ def command(settings: Settings, recording: str, speed: float | None, idle_time_l
         click.echo("sshrec: the recording ends here, and is not finished: it is live, or was cut off", err=True)
 
 
-def _path(settings: Settings, name: str) -> Path | None:
+def find(settings: Settings, name: str) -> Path | None:
     """The file that was meant; None for standard input."""
     if name == "-":
         return None
@@ -87,25 +100,25 @@ def _path(settings: Settings, name: str) -> Path | None:
     return path
 
 
-def _opened(path: Path | None) -> Recording:
+def _opened(path: Path | None, identities: Identities) -> Recording:
     if path is not None:
-        return reader.open_path(path)
+        return reader.open_path(path, identities)
     if sys.stdin.isatty():
         raise UsageError("standard input is this terminal, not a recording")
-    return reader.open_stream(open(0, "rb", buffering=0, closefd=False), "standard input")
+    return reader.open_stream(open(0, "rb", buffering=0, closefd=False), "standard input", identities)
 
 
-def _ours(path: Path, source: Recording) -> bool:
+def ours(path: Path, source: Recording) -> bool:
     """Whether it should have a chain of seals: it says so, or its name does."""
     return bool(source.header.facts) or SESSION_ID.fullmatch(path.name.partition(".")[0]) is not None
 
 
-def _tell(settings: Settings, source: Recording) -> None:
+def tell_access(settings: Settings, source: Recording, **how: str) -> None:
     """Have the bastion's audit log say who looks at this, where we are on it and may write to that."""
     session = source.header.facts.get("session")
     if not isinstance(session, str) or not SESSION_ID.fullmatch(session):
         return
-    fields = {"sid": session, "user": caller(), "account_uid": os.getuid(), "session_type": "ssh"}
+    fields = {"sid": session, "user": caller(), "account_uid": os.getuid(), "session_type": "ssh", **how}
     with contextlib.suppress(SshrecError):
         path = settings.config.audit_socket
         if path.exists():
@@ -116,8 +129,9 @@ class Proof:
     """Verifies a recording while it plays, and says where it is not what was sealed: before, if that is known
     within PROOF seconds, and in the end."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, identities: Identities) -> None:
         self._path = path
+        self._identities = identities
         self._problem: Problem | None = None
         self._thread = threading.Thread(target=self._verify, daemon=True)
 
@@ -133,6 +147,11 @@ class Proof:
     ) -> None:
         self._say()
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is known not to be what was sealed."""
+        return self._problem is not None
+
     def wait(self) -> None:
         """Until it is known."""
         if self._path is not None:
@@ -141,7 +160,7 @@ class Proof:
     def _verify(self) -> None:
         assert self._path is not None
         with contextlib.suppress(SshrecError):  # gone meanwhile; what plays is open
-            self._problem = verify_path(self._path).problem
+            self._problem = verify_path(self._path, identities=self._identities).problem
 
     def _say(self) -> None:
         if self._problem is not None:

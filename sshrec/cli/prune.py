@@ -85,12 +85,17 @@ def command(
 
 
 def _why_kept(store: Store, held: tuple[Hold, ...], session: str) -> str | None:
-    """Why the policy may not have a packed recording."""
+    """Why the policy may not have a finished recording, or what is left of one that never was."""
+    if store.remnant(session):
+        users = [hold for hold in held if hold.kind == "user"]  # whose it was to be, nothing tells
+        hold = holds.over(held, session, None) or next(iter(users), None)
+        return str(hold) if hold else None
+    path = store.finished(session) or store.packed(session)
     try:
-        user = removal.facts(store.packed(session)).user
+        user = removal.facts(path).user
     except DataError as error:
         hold = holds.over(held, session, None)
-        return str(hold or f"damaged: {str(error).removeprefix(f'{store.packed(session)}: ')}")
+        return str(hold or f"damaged: {str(error).removeprefix(f'{path}: ')}")
     hold = holds.over(held, session, user)
     return str(hold) if hold else None
 
@@ -130,10 +135,12 @@ def _finish(config: Config, pruned: Pruned) -> None:
     store, kept, remover = Store(config.recordings_dir), Holds(config.data_dir), _remover(config)
     with kept.locked():
         session = remover.interrupted(lambda uid: told(config.audit_dir, uid))
-        if session is None or not store.packed(session).exists():
+        if session is None:
             return
-        hold = _why_kept(store, kept.read(), session)
-        told_of = {"id": session, "bytes": store.packed(session).stat().st_blocks * 512}
+        # Where the recording itself is gone, and what lay beside it not, it is too late to hold anything.
+        gone = not (store.finished(session) or store.remnant(session))
+        hold = None if gone else _why_kept(store, kept.read(), session)
+        told_of = {"id": session, "bytes": sum(path.stat().st_blocks * 512 for path in remover.files(session))}
         if hold is not None:
             pruned.kept.append({**told_of, "reason": hold})
         else:

@@ -26,13 +26,16 @@ import click
 
 from sshrec.audit.verify import Report
 from sshrec.audit.weigh import absent, gone, heads_wanted, weigh
+from sshrec.cli.identity import identity_option
 from sshrec.cli.ls import GREEN, RED, size
 from sshrec.cli.main import Settings, colour
 from sshrec.cli.verify_log import evidence
 from sshrec.duration import Duration
 from sshrec.errors import NotFound, SshrecError, UsageError
-from sshrec.recording.verification import Gap, Problem, State, Verdict, verify_path
+from sshrec.recording.identity import Identities
+from sshrec.recording.verification import NO_IDENTITIES, Gap, Problem, State, Verdict, verify_path
 from sshrec.session import SESSION_ID, printable, started
+from sshrec.storage import facts
 from sshrec.storage.local import Store
 
 SCHEMA = 1
@@ -85,6 +88,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--anchor", "anchors", metavar="FILE", type=_PATH, multiple=True, help="Lines of it, kept elsewhere."
 )
+@identity_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 @click.pass_obj
 def command(
@@ -97,6 +101,7 @@ def command(
     no_log: bool,
     signers: Path | None,
     anchors: tuple[Path, ...],
+    identities: Identities,
     as_json: bool,
 ) -> int:
     """Prove that recordings are what was sealed, and what the audit log has of them.
@@ -106,6 +111,8 @@ def command(
     INCOMPLETE  so is what is there, but it is live, or has no proper end
     BAD         it was changed, or is none of ours, or is missing; with the place
     DELETED     it is not there, and the audit log has its removal
+
+    The log is INCOMPLETE where it was not signed for a minute, or the clock was set back.
 
     The status is 0 where all are COMPLETE, 1 where any is BAD, else 3; 66 where there is no such recording.
     """
@@ -124,22 +131,25 @@ def command(
         tasks, lost = _all_named(settings, recordings)
     asked = bool(log or signers or anchors)
     # A file from anywhere is held against a log only where one is named.
-    found = None
+    found, since_s = None, 0.0
     if not no_log and (asked or all(task.root for task in tasks)):
         found = evidence(settings, log, signers, anchors, needed=asked)
     if found is not None:
         known = found.report.sessions
         tasks = [replace(task, heads=heads_wanted(known.get(_session(task)))) for task in tasks]
+        since_s = (since_ms if store is not None else _first(tasks)) / 1000
         if not as_json:
-            for line in found.lines():
-                click.echo(line, err=not line.startswith("BAD"))
+            for line in found.lines(since_s):
+                click.echo(line, err=not line.startswith(("BAD", "INCOMPLETE")))
     for session, error in lost.items():
         if found is None or session not in found.report.sessions:
             raise error
+    if any(task.path.suffix == facts.ENCRYPTED for task in tasks):
+        _ = identities.keys  # so that a passphrase is asked for once, and not by each process
     progress = Progress(tasks)
     states: Counter[State] = Counter()
     document = []
-    results = _verified(tasks, jobs or len(os.sched_getaffinity(0)), progress)
+    results = _verified(tasks, jobs or len(os.sched_getaffinity(0)), progress, identities)
     if found is not None:
         results = _weighed(results, found.report, since_ms if store is not None else None)
         results = chain(results, (_not_there(gone(session, known[session])) for session in lost))
@@ -152,14 +162,22 @@ def command(
             click.echo(_line(result))
     progress.clear()
     if as_json:
-        shown = {"schema": SCHEMA, "recordings": document} | ({"log": found.as_object()} if found else {})
+        shown = {"schema": SCHEMA, "recordings": document} | ({"log": found.as_object(since_s)} if found else {})
         click.echo(json.dumps(shown, indent=2, ensure_ascii=True))
     if len(tasks) > 1:
         told = [state for state in State if state is not State.DELETED or states[state]]
         counts = ", ".join(f"{states[state]} {state.value.lower()}" for state in told)
         click.echo(f"{states.total()} recordings: {counts}", err=True)
     bad = states[State.BAD] or (found is not None and not found.report.good)
-    return EXIT_BAD if bad else EXIT_INCOMPLETE if states[State.INCOMPLETE] else 0
+    incomplete = states[State.INCOMPLETE] or (found is not None and found.lapses(since_s))
+    return EXIT_BAD if bad else EXIT_INCOMPLETE if incomplete else 0
+
+
+def _first(tasks: Sequence[Task]) -> float:
+    """When the first of these sessions began, Unix milliseconds; 0 where a name does not tell."""
+    names = [_session(task) for task in tasks]
+    known = all(SESSION_ID.fullmatch(name) for name in names)
+    return min(map(started, names), default=0) if known else 0
 
 
 def _session(task: Task) -> str:
@@ -232,19 +250,19 @@ def _since(text: str) -> float:
         raise UsageError(f"--since {printable(text)!r} is no time", hint=hint) from error
 
 
-def _verified(tasks: Sequence[Task], jobs: int, progress: Progress) -> Iterator[Result]:
+def _verified(tasks: Sequence[Task], jobs: int, progress: Progress, identities: Identities) -> Iterator[Result]:
     """The results in the order of the tasks, by so many processes at once."""
     jobs = min(jobs, len(tasks))
     if jobs < 2:
         for task in tasks:
-            yield check(task, progress.add)
+            yield check(task, progress.add, identities)
         return
     context = multiprocessing.get_context(
         "fork"
     )  # while there are no threads; it is quick, and shares what is imported
     counter = context.Value("Q", 0)
     finished = False
-    pool = ProcessPoolExecutor(jobs, context, _begin, (counter, os.getpid()))
+    pool = ProcessPoolExecutor(jobs, context, _begin, (counter, os.getpid(), identities))
     try:
         futures = [pool.submit(_work, task) for task in tasks]
         for future in futures:
@@ -264,11 +282,12 @@ def _verified(tasks: Sequence[Task], jobs: int, progress: Progress) -> Iterator[
 
 
 _read: Synchronized[int]  # bytes, by all processes; set in each of them
+_identities: Identities
 
 
-def _begin(counter: Synchronized[int], parent: int) -> None:
-    global _read  # noqa: PLW0603 - a process's initializer has no other way to hand something to its work
-    _read = counter
+def _begin(counter: Synchronized[int], parent: int, identities: Identities) -> None:
+    global _read, _identities  # a process's initializer has no other way to hand something to its work
+    _read, _identities = counter, identities
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # else it waits for work for ever
     if os.getppid() != parent:
@@ -281,33 +300,48 @@ def _count(number: int) -> None:
 
 
 def _work(task: Task) -> Result:
-    return check(task, _count)
+    return check(task, _count, _identities)
 
 
-def check(task: Task, progress: Callable[[int], object] | None = None) -> Result:
-    """Verify one recording, which may live, end or be packed meanwhile."""
+def check(
+    task: Task, progress: Callable[[int], object] | None = None, identities: Identities = NO_IDENTITIES
+) -> Result:
+    """Verify one recording, which may live, end, be packed or be encrypted meanwhile."""
     path = task.path
     session = task.name if task.root else None
     try:
-        verdict = _verify(task, path, session, progress)
+        verdict = _verify(task, path, session, progress, identities)
         if verdict.gap and verdict.gap.why in _OPEN:
             # Where nobody writes to it now, it may just have ended.
             live = _locked(path)
-            verdict = replace(verdict, gap=Gap("live")) if live else _verify(task, path, session, None)
+            verdict = replace(verdict, gap=Gap("live")) if live else _verify(task, path, session, None, identities)
     except NotFound as error:
         if task.root is None:
             raise
         try:
-            path = Store(task.root).current(task.name)  # packed, since its name was read
-            verdict = _verify(task, path, session, progress)
+            path = Store(task.root).current(task.name)  # packed or encrypted, since its name was read
+            verdict = _verify(task, path, session, progress, identities)
         except NotFound:
             verdict = Verdict(State.BAD, session, problem=Problem(f"it is gone: {error}", 0, 0, 0.0))
-    torn = path.with_name(f"{path.name.partition('.')[0]}.torn")
-    return Result(task.name, path, verdict, torn != path and torn.exists())
+    stem = path.name.partition(".")[0]
+    torn = [path.with_name(stem + suffix) for suffix in (".torn", ".torn.age")]
+    return Result(task.name, path, verdict, path not in torn and any(beside.exists() for beside in torn))
 
 
-def _verify(task: Task, path: Path, session: str | None, progress: Callable[[int], object] | None) -> Verdict:
-    return verify_path(path, session, heads=task.heads, progress=progress)
+def _verify(
+    task: Task,
+    path: Path,
+    session: str | None,
+    progress: Callable[[int], object] | None,
+    identities: Identities,
+) -> Verdict:
+    verdict = verify_path(path, session, heads=task.heads, progress=progress, identities=identities)
+    if verdict.file is None:
+        return verdict
+    digest = facts.digest(facts.path_of(path))
+    if not digest and task.root is None:
+        return verdict  # whoever has a file by itself need not have that
+    return replace(verdict, file=replace(verdict.file, facts=digest))
 
 
 def _locked(path: Path) -> bool:
@@ -330,6 +364,9 @@ def as_object(result: Result) -> dict[str, Any]:
         shown["problem"] = asdict(verdict.problem)
     if verdict.gap is not None:
         shown["incomplete"] = asdict(verdict.gap)
+    if verdict.file is not None:
+        file = verdict.file
+        shown["encrypted"] = {name: getattr(file, name) for name in ("bytes", "sha256", "sealed", "opened")}
     shown |= {"seals": verdict.seals, "head": verdict.head, "sealed": verdict.sealed, "unsealed": verdict.unsealed}
     if verdict.outcome is not None:
         shown["end"] = {name: value for name, value in asdict(verdict.outcome).items() if value is not None}
@@ -342,6 +379,8 @@ def _line(result: Result) -> str:
     if colour(sys.stdout):
         state = f"\x1b[{_PAINT[verdict.state]}m{state}\x1b[0m"
     said = str(verdict.problem or verdict.gap or "")
+    if verdict.file is not None and verdict.file.sealed and not verdict.file.opened:
+        said += ("; " if said else "") + "encrypted: the file is the one that was sealed, and was not opened"
     if result.torn:
         said += ("; " if said else "") + "a torn line is kept beside it"
     return f"{state}  {printable(result.name)}  {said}".rstrip()

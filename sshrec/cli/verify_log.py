@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sshrec.audit.log import files, read_log
-from sshrec.audit.verify import Check, Report, read_anchors, verify_log
+from sshrec.audit.verify import LATE_SECONDS, Check, Lapse, Report, read_anchors, verify_log
 from sshrec.authority.log_key import ALLOWED_SIGNERS, NAMESPACE
 from sshrec.cli.main import Settings
 from sshrec.errors import ConfigError, DataError, NotFound, describe
@@ -28,8 +28,12 @@ class Evidence:
     identity: str | None
     own: bool
 
-    def lines(self) -> list[str]:
-        """For people, the conclusion first."""
+    def lapses(self, since: float) -> list[Lapse]:
+        """What the log proves less of than it should, of the time since then, in Unix seconds."""
+        return [lapse for lapse in self.report.lapses if max(lapse.begins, lapse.ends) >= since]
+
+    def lines(self, since: float = 0) -> list[str]:
+        """For people, the conclusion first; `since`: as `lapses` has it."""
         report = self.report
         told = [f"audit log {self.directory}: {report.lines} lines"]
         if self.identity is None:
@@ -41,10 +45,11 @@ class Evidence:
             told.append("  checked with this host's own allowed_signers; an auditor's copy proves more")
         if report.anchored:
             told.append(f"  {report.anchored} anchors found in it")
-        return [*told, *(f"BAD         audit log  {problem}" for problem in report.problems)]
+        told += [f"BAD         audit log  {problem}" for problem in report.problems]
+        return told + [f"INCOMPLETE  audit log  {lapse}" for lapse in self.lapses(since)]
 
-    def as_object(self) -> dict[str, Any]:
-        """For machines."""
+    def as_object(self, since: float = 0) -> dict[str, Any]:
+        """For machines; `since`: as `lapses` has it."""
         report = self.report
         return {
             "directory": str(self.directory),
@@ -54,6 +59,15 @@ class Evidence:
             "last_signed": rfc3339(int(report.time * 1000)) if report.time else None,
             "anchors": report.anchored,
             "problems": report.problems,
+            "lapses": [
+                {
+                    "kind": lapse.kind,
+                    "lines": [lapse.first, lapse.last],
+                    "from": rfc3339(round(lapse.begins * 1000)),
+                    "to": rfc3339(round(lapse.ends * 1000)),
+                }
+                for lapse in self.lapses(since)
+            ],
         }
 
 
@@ -81,9 +95,9 @@ def evidence(
     identity = _identity(signers) if signers else None
     known = [anchor for path in anchors for anchor in read_anchors(path)]
     check = _check(signers, identity) if signers and identity else None
-    return Evidence(
-        directory, verify_log(read_log(directory), check, known), identity, own and signers is not None
-    )
+    late = max(LATE_SECONDS, 3.0 * settings.config.audit.checkpoint_interval)
+    report = verify_log(read_log(directory), check, known, late)
+    return Evidence(directory, report, identity, own and signers is not None)
 
 
 def _identity(signers: Path) -> str:

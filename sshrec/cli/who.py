@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sshrec.cli import table
-from sshrec.cli.ls import GREEN, RED, SCHEMA, duration, size
+from sshrec.cli.ls import GREEN, RED, SCHEMA, duration, size, unrecorded
 from sshrec.cli.main import Settings, colour
 from sshrec.errors import Denied, SshrecError, Unreachable
 from sshrec.gateway import control
@@ -23,15 +23,17 @@ _PIPE_WIDTH = 200
 
 
 @click.command("who")
+@click.option("--all", "each", is_flag=True, help="Transparent connections, too, besides their sessions.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.pass_obj
-def who(settings: Settings, as_json: bool) -> None:
+def who(settings: Settings, each: bool, as_json: bool) -> None:
     """List the sessions that live, oldest first.
 
     Root and sshrec's own user may ask. A session whose worker does not answer is listed as such.
     """
     run_dir = settings.config.run_dir
     sessions = [_status(settings, session) for session in control.live(run_dir)]
+    sessions = [one for one in sessions if each or one.get("state") != "connection"]
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "sessions": sessions}, indent=2, ensure_ascii=True))
     elif sessions:
@@ -49,7 +51,8 @@ def who(settings: Settings, as_json: bool) -> None:
 def kill(settings: Settings, session: str) -> None:
     """End a live session, by its id or an unambiguous beginning of it.
 
-    The person is told that an administrator ended it; the recording says who.
+    The person is told that an administrator ended it; the recording says who. With a transparent connection
+    all its sessions end.
     """
     run_dir = settings.config.run_dir
     found = control.find(run_dir, session)
@@ -72,6 +75,8 @@ def _cells(status: dict[str, Any]) -> list[str | table.Cell]:
 
     session = status["session"]
     state = fact("state", 16)
+    if state == "live" and "unrecorded" in status:
+        state = unrecorded(status["unrecorded"])
     return [
         printable(session),
         duration(time.time() - started(session) / 1000),

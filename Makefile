@@ -21,9 +21,29 @@ test:  # everything, as CI does
 e2e:  # the tests that run real programs
 	bin/test tests/e2e
 
-fuzz: dev  # hostile recordings, with hypothesis, and with atheris where it is installed
-	$(BIN)/pytest -q tests/fuzz/fuzz_recordings.py
+# What touches sshd and ssh most.
+SMOKE = tests/e2e/test_command.py tests/e2e/test_transparent.py
+OPENSSH = $(SMOKE) tests/e2e/test_programs.py tests/e2e/test_lab.py tests/e2e/test_ways_in.py \
+	tests/e2e/test_terminal.py tests/e2e/test_login.py tests/e2e/test_transfer.py \
+	tests/e2e/test_destinations.py tests/e2e/test_access_control.py tests/e2e/test_ca.py \
+	tests/e2e/test_enrolment.py tests/e2e/test_enroll_node.py tests/e2e/test_snippet.py
+
+test-trixie: dev  # the same with the OpenSSH of Debian 13 and of its backports, and with two versions at once
+	bin/with-openssh trixie $(BIN)/pytest -q -n auto $(OPENSSH)
+	bin/with-openssh trixie-backports $(BIN)/pytest -q -n auto $(OPENSSH)
+	SSHREC_LAB_TARGETS=system bin/with-openssh trixie-backports $(BIN)/pytest -q -n auto $(SMOKE)
+	SSHREC_LAB_TARGETS=trixie-backports $(BIN)/pytest -q -n auto $(SMOKE)
+
+fuzz: dev  # hostile recordings and transfers, with hypothesis, and with atheris where it is installed
+	$(BIN)/pytest -q tests/fuzz/fuzz_recordings.py tests/fuzz/fuzz_transfers.py
 	$(BIN)/python -m tests.fuzz.fuzz_atheris -max_total_time=300
+
+many: dev  # rsync of 100 000 files, compared: several minutes
+	SSHREC_TEST_FILES=100000 $(BIN)/pytest -q --timeout 3000 tests/e2e/test_programs.py -k "rsync and certificate"
+
+soak: dev  # power cuts at every moment, and the audit log's writer killed a thousand times: half an hour
+	$(BIN)/python -m tests.soak.powercut
+	$(BIN)/python -m tests.soak.audit_kill
 
 bench: dev  # measure against the peers; it never fails for being slow
 	$(BIN)/python -m benchmarks
@@ -34,4 +54,4 @@ man: dev  # sshrec.yaml(5) and contrib/sshrec.yaml.sample from sshrec/config.py
 check-help: dev  # whether README.md quotes what --help says
 	$(BIN)/python man/check_help.py
 
-.PHONY: help dev lint test e2e fuzz bench man check-help
+.PHONY: help dev lint test e2e test-trixie fuzz many soak bench man check-help

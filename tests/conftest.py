@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests.lab import Lab, several_uids_reason
+from tests.lab import Lab, parts, several_uids_reason
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,6 +15,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the lab as the caller's uid alone, even as root; tests that need several are skipped",
     )
+
+
+def pytest_report_header() -> str:
+    """Which OpenSSH the tests are about: bin/with-openssh may have put another one in the system's place."""
+    bastion, targets = parts.sshd_version(), parts.sshd_version(parts.targets_openssh())
+    return f"OpenSSH: {bastion[0]}.{bastion[1]}, on targets {targets[0]}.{targets[1]}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -173,8 +173,8 @@ def test_a_host_may_bear_the_name_of_a_revoked_user(ledger: Ledger) -> None:
 
 def test_what_was_never_handed_out_is_kept_apart(ledger: Ledger) -> None:
     joe, alice = ledger.reserve([JOE, ALICE], NOW_MS)
-    ledger.withdraw([joe.serial], "ssh-keygen: agent refused\noperation")
-    ledger.withdraw([joe.serial], "another reason")
+    ledger.withdraw([joe.serial], "ssh-keygen: agent refused\noperation", NOW_MS)
+    ledger.withdraw([joe.serial], "another reason", NOW_MS)
     assert ledger.entry(joe.serial).withdrawn == r"ssh-keygen: agent refused\noperation"
     assert ledger.entries() == [alice]
     assert sorted(_key_ids(ledger.entries(withdrawn=True))) == ["alice", "joe"]
@@ -204,7 +204,7 @@ def test_a_serial_that_is_not_there(ledger: Ledger, serial: int) -> None:
     for ask in (
         lambda: ledger.entry(serial),
         lambda: ledger.revoke([serial], "root", "", NOW_MS),
-        lambda: ledger.withdraw([serial], "why"),
+        lambda: ledger.withdraw([serial], "why", NOW_MS),
     ):
         with pytest.raises(NotFound, match=f"^no certificate with serial {serial} in the ledger$"):
             ask()
@@ -320,14 +320,14 @@ def test_whatever_changes_the_list_makes_the_last_one_old(ledger: Ledger) -> Non
     assert ledger.krl_number() == 0
     (joe,) = ledger.reserve([JOE], NOW_MS)
     published = ledger.next_krl_number(NOW_MS)
-    ledger.withdraw([joe.serial], "no signature")
+    ledger.withdraw([joe.serial], "no signature", NOW_MS)
     assert ledger.krl_number() == published
     changes: list[Callable[[], object]] = [
         lambda: ledger.revoke([joe.serial], "root", "", NOW_MS),
         lambda: ledger.revoke_key_id("user", "joe", "root", "", NOW_MS),
         lambda: ledger.lift_key_id("user", "joe", "root", NOW_MS),
-        lambda: ledger.add_authorities(_ca("one", "current")),
-        lambda: ledger.update_authorities([_ca("one", "retired")]),
+        lambda: ledger.add_authorities([_ca("one", "current")], "root", NOW_MS),
+        lambda: ledger.change_authorities(lambda _: [_ca("one", "retired")], "root", NOW_MS),
     ]
     for change in changes:
         change()
@@ -366,7 +366,7 @@ def _phases(ledger: Ledger) -> dict[str, str]:
 def test_authorities_of_each_kind(ledger: Ledger) -> None:
     rows = [_ca("a", "current"), _ca("b", "next"), _ca("c", "current", "host"), _ca("d", "old"), _ca("e", "old")]
     for row in rows:
-        ledger.add_authorities(row)
+        ledger.add_authorities([row], "root", NOW_MS)
     assert ledger.authorities() == rows
     assert ledger.authorities("host") == [rows[2]]
     assert ledger.authorities("gateway") == []
@@ -375,40 +375,42 @@ def test_authorities_of_each_kind(ledger: Ledger) -> None:
 @pytest.mark.parametrize("forwards", [True, False])
 def test_phases_change_together(ledger: Ledger, forwards: bool) -> None:
     a, b = _ca("a", "current"), _ca("b", "next")
-    ledger.add_authorities(a)
-    ledger.add_authorities(b)
+    ledger.add_authorities([a], "root", NOW_MS)
+    ledger.add_authorities([b], "root", NOW_MS)
     changed = [
         dataclasses.replace(a, phase="old", old_ms=NOW_MS, retires_at=NOW + HOUR),
         dataclasses.replace(b, phase="current", current_ms=NOW_MS),
     ]
-    ledger.update_authorities(changed if forwards else changed[::-1])
+    ledger.change_authorities(lambda _: changed if forwards else changed[::-1], "root", NOW_MS)
     assert ledger.authorities() == changed
     # And straight over cross: each takes the place of the other.
-    ledger.update_authorities([dataclasses.replace(b, phase="next"), dataclasses.replace(a, phase="current")])
-    ledger.update_authorities([dataclasses.replace(a, phase="next"), dataclasses.replace(b, phase="current")])
+    changed = [dataclasses.replace(b, phase="next"), dataclasses.replace(a, phase="current")]
+    ledger.change_authorities(lambda _: changed, "root", NOW_MS)
+    changed = [dataclasses.replace(a, phase="next"), dataclasses.replace(b, phase="current")]
+    ledger.change_authorities(lambda _: changed, "root", NOW_MS)
     assert _phases(ledger) == {"a": "next", "b": "current"}
 
 
 def test_one_next_and_one_current_of_a_kind(ledger: Ledger) -> None:
-    ledger.add_authorities(_ca("a", "current"))
-    ledger.add_authorities(_ca("b", "old"))
+    ledger.add_authorities([_ca("a", "current")], "root", NOW_MS)
+    ledger.add_authorities([_ca("b", "old")], "root", NOW_MS)
     with pytest.raises(Conflict, match=r"^the user CA SHA256:c is there already, or another is current$"):
-        ledger.add_authorities(_ca("c", "current"))
+        ledger.add_authorities([_ca("c", "current")], "root", NOW_MS)
     with pytest.raises(Conflict, match="only one current"):
-        ledger.update_authorities([_ca("b", "current")])
+        ledger.change_authorities(lambda _: [_ca("b", "current")], "root", NOW_MS)
     assert _phases(ledger) == {"a": "current", "b": "old"}
 
 
 def test_a_key_is_an_authority_once(ledger: Ledger) -> None:
-    ledger.add_authorities(_ca("a", "retired"))
+    ledger.add_authorities([_ca("a", "retired")], "root", NOW_MS)
     with pytest.raises(Conflict, match="is there already"):
-        ledger.add_authorities(_ca("a", "current", "host"))
+        ledger.add_authorities([_ca("a", "current", "host")], "root", NOW_MS)
 
 
 def test_an_authority_that_is_not_there_changes_nothing(ledger: Ledger) -> None:
-    ledger.add_authorities(_ca("a", "current"))
+    ledger.add_authorities([_ca("a", "current")], "root", NOW_MS)
     with pytest.raises(NotFound, match=r"^no certificate authority SHA256:b$"):
-        ledger.update_authorities([_ca("a", "old"), _ca("b", "current")])
+        ledger.change_authorities(lambda _: [_ca("a", "old"), _ca("b", "current")], "root", NOW_MS)
     assert _phases(ledger) == {"a": "current"}
 
 

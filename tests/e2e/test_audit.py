@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -16,14 +17,22 @@ import pytest
 from sshrec.audit.client import Sender, tell
 from sshrec.audit.log import Line, Problem, read_log
 from sshrec.recording.seal import is_seal
-from tests.e2e.recorded import last
+from tests.e2e.recorded import last, packed
 from tests.lab import PROMPT, Lab
 from tests.lab.processes import children
 
 Child = Any  # pexpect.spawn[bytes]
 
 
+_LATER = ("cert.", "ca.", "node.", "recording.pack")
+
+
 def log(lab: Lab) -> list[dict[str, Any]]:
+    """Every event of the log but checkpoints, and what authority and packer did, which comes when it comes."""
+    return [event for event in everything(lab) if not event["event"].startswith(_LATER)]
+
+
+def everything(lab: Lab) -> list[dict[str, Any]]:
     """Every event of the log but checkpoints; nothing else is wrong in it than an end that is being written."""
     directory = lab.data_dir / "audit"
     items = list(read_log(directory)) if any(directory.iterdir()) else []
@@ -83,6 +92,48 @@ def left(child: Child) -> str:
     return text
 
 
+# ---- what the authority did --------------------------------------------------------------------------------
+
+
+def told(lab: Lab, name: str, **wanted: Any) -> dict[str, Any]:
+    """The newest event of that name with these fields, once it is there."""
+
+    def found() -> list[dict[str, Any]]:
+        return [
+            event
+            for event in everything(lab)
+            if event["event"] == name and all(event.get(field) == value for field, value in wanted.items())
+        ]
+
+    return lab.wait(found, f"{name} in the log")[-1]
+
+
+def test_a_certificate_is_in_the_log_when_the_command_ends(lab: Lab) -> None:
+    key = lab.laptop("joe").key.with_suffix(".pub")
+    made = json.loads(lab.sshrec_ca("sign", key, "--user", "joe", "--principals", "root", "--json").stdout)
+    serial = made["certificates"][0]["serial"]
+    (event,) = [event for event in everything(lab) if event.get("serial") == serial]
+    assert (event["event"], event["identity.user"], event["identity.logins"]) == (
+        "cert.create",
+        "joe",
+        ["sshrec:joe", "root"],
+    )
+    assert event["sender_uid"] == lab.account("sshrec-auth").uid
+
+
+def test_what_was_done_without_sshrecd_comes_later(lab: Lab) -> None:
+    """The authority's first keys are older than the log; nobody runs a command for those of the second."""
+    assert [told(lab, "ca.init", ca_type=kind)["code"] for kind in ("user", "host", "gateway", "audit")]
+    lab.stop_sshrecd()
+    key = lab.laptop("joe").key.with_suffix(".pub")
+    made = json.loads(lab.sshrec_ca("sign", key, "--user", "joe", "--principals", "root", "--json").stdout)
+    serial = made["certificates"][0]["serial"]
+    assert json.loads(lab.sshrec_ca("status", "--json").stdout)["events_waiting"] == 1
+    lab.start_sshrecd()
+    event = told(lab, "cert.create", serial=serial)
+    assert event["occurred"] < event["time"]
+
+
 # ---- what is logged ---------------------------------------------------------------------------------------
 
 
@@ -102,7 +153,7 @@ def test_a_command(lab: Lab) -> None:
         assert event["namespace"] == "default"
         assert event["addr.remote"].startswith("127.0.0.1:")
         assert event["sender_uid"] == lab.account("sshrec").uid
-    assert (start["code"], start["rule"], start["target"]) == ("T2000I", "nodes", "root@web1")
+    assert (start["code"], start["rule"], start["target"]) == ("T2000I", 'role "everyone"', "root@web1")
     assert start["key_id"] == "joe"
     assert start["serial"] > 0
     assert start["session_recording"] == "proxy"
@@ -114,6 +165,18 @@ def test_a_command(lab: Lab) -> None:
     assert end["server_addr"] == recorded.end["address"]
     seals = [line for line in recorded.lines if is_seal(line)]
     assert (end["seal"], end["seal_sha256"]) == (len(seals) - 1, hashlib.sha256(seals[-1]).hexdigest())
+
+
+def test_what_becomes_of_a_recording(lab: Lab) -> None:
+    lab.ssh("-A", "bastion", "root@web1", "echo packed", check=True)
+    (path,) = packed(lab, 1)
+    session = path.name.partition(".")[0]
+    event, end = told(lab, "recording.pack", sid=session), of(lab, session)[-1]
+    assert (event["code"], event["user"], event["login"]) == ("SR200I", "joe", "root")
+    data = path.read_bytes()
+    assert (event["file_bytes"], event["file_sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    for name in ("recording_bytes", "seal", "seal_sha256"):
+        assert event[name] == end[name]
 
 
 def test_a_terminal_that_changes_its_size(lab: Lab) -> None:
@@ -179,6 +242,10 @@ def test_who_looked_at_a_recording(lab: Lab) -> None:
     (event,) = log(lab)[before:]
     assert (event["event"], event["sid"]) == ("session.recording.access", session)
     assert event["account_uid"] == lab.account("sshrec").uid
+    assert lab.sshrec("export", "--format", "text", session).stdout == b"seen\n"
+    event = log(lab)[-1]
+    assert (event["event"], event["sid"]) == ("session.recording.access", session)
+    assert (event["action"], event["format"]) == ("export", "text")
     lab.stop_sshrecd()
     lab.end_sessions()
     assert lab.sshrec("play", session).stdout == b"seen\n"

@@ -23,6 +23,7 @@ import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -300,12 +301,120 @@ def test_before_init_every_command_says_what_to_do(tmp_path: Path, key: Path) ->
 
 def test_status(own: Authority, key: Path) -> None:
     own.ok("sign", key, *JOE)
-    headings, *rows = own.ok("status").splitlines()
+    said = own("status")
+    assert (said.status, said.err) == (0, "5 events wait until sshrecd runs here, for the audit log\n")
+    headings, *rows = said.out.splitlines()
     assert headings.split() == ["CA", "PHASE", "SINCE", "GOOD", "LAST", "EXPIRES", "FINGERPRINT"]
     assert [row.split()[:2] for row in rows] == [[kind, "current"] for kind in ("user", "host", "gateway")]
     user, host, _ = json.loads(own.ok("status", "--json"))["authorities"]
     assert (user["good"], host["good"], host["last_expires"]) == (1, 0, None)
     assert user["public_key"] == (own.public / "user_ca.pub").read_text().rstrip()
+
+
+# ---- what the audit log is told ---------------------------------------------------------------------------
+
+
+def events(authority: Authority) -> list[dict[str, Any]]:
+    """What waits for an audit log, the oldest first."""
+    return [json.loads(said) for (said,) in authority.rows("SELECT said FROM outbox ORDER BY id")]
+
+
+def test_the_first_keys_are_told(own: Authority) -> None:
+    told = events(own)
+    assert [(event["event"], event["ca_type"]) for event in told] == [
+        ("ca.init", kind) for kind in ("user", "host", "gateway", "audit")
+    ]
+    user, *_, audit = told
+    assert user["ca_fingerprint"] == json.loads(own.ok("status", "--json"))["authorities"][0]["fingerprint"]
+    assert audit["ca_fingerprint"] in ssh_keygen("-lf", own.keys / "audit.pub")
+    assert {event["cluster_name"] for event in told} == {os.uname().nodename}
+
+
+def test_a_certificate_is_told_with_what_it_says(own: Authority, key: Path) -> None:
+    made = own.ok("sign", key, *JOE, "--ttl", "1h", "--source-address", "10.0.0.0/8", "--json")
+    (certificate,) = json.loads(made)["certificates"]
+    event = events(own)[-1]
+    assert (event["event"], event["code"], event["cert_type"]) == ("cert.create", "TC000I", "user")
+    assert event["identity.user"] == event["key_id"] == "joe"
+    assert event["identity.logins"] == event["principals"] == ["sshrec:joe", "joe", "root"]
+    assert event["identity.expires"] == event["valid_before"]
+    assert datetime.fromisoformat(event["valid_before"]) == datetime.fromisoformat(certificate["valid_before"])
+    for name in ("serial", "key_fingerprint", "ca_fingerprint"):
+        assert event[name] == certificate[name]
+    assert event["critical_options.source_address"] == "10.0.0.0/8"
+    (entry,) = json.loads(own.ok("ls", "--json"))["certificates"]
+    assert (event["user"], event["asked_from"]) == (entry["asked_by"], entry["asked_from"])
+    assert event["occurred"] == entry["made"]
+
+
+def test_a_host_s_certificate_names_no_user_and_no_login(own: Authority, key: Path) -> None:
+    own.ok("sign-host", key, "--hostname", "web1,10.0.0.5")
+    event = events(own)[-1]
+    assert (event["cert_type"], event["key_id"], event["principals"]) == ("host", "web1", ["web1", "10.0.0.5"])
+    assert not [name for name in event if name.startswith("identity.")]
+
+
+def test_a_certificate_that_never_left_is_told_as_such(own: Authority, key: Path) -> None:
+    absurd = Authority(own.directory, {"host_ttl_limit": "999999999y"})
+    assert absurd("sign-host", key, "--hostname", "web1", "--ttl", "99999y").status == 64
+    *_, made, withdrawn = events(own)
+    assert (made["event"], withdrawn["event"]) == ("cert.create", "cert.withdraw")
+    assert made["serial"] == withdrawn["serial"]
+    assert withdrawn["reason"] == "the validity is not within the years 1970 and 9999"
+
+
+def test_revocations_are_told_once(own: Authority, key: Path) -> None:
+    own.ok("sign", key, *JOE)
+    own.ok("sign", key, *JOE)
+    first, second = own.ledger()
+    before = len(events(own))
+    own.ok("revoke", str(first), "--reason", "lost laptop")
+    own.ok("revoke", str(first), "--reason", "again")
+    own.ok("revoke", "joe", "--reason", "left")
+    own.ok("revoke", "--undo", "joe")
+    one, everything, undone = events(own)[before:]
+    assert (one["event"], one["serial"], one["key_id"]) == ("cert.revoke", first, "joe")
+    assert one["reason"] == "lost laptop"
+    assert (everything["event"], everything["key_id"]) == ("cert.revoke", "joe")
+    assert (everything["serials"], everything["count"], everything["reason"]) == ([second], 1, "left")
+    assert (undone["event"], undone["cert_type"], undone["key_id"]) == ("cert.unrevoke", "user", "joe")
+
+
+def test_each_step_of_a_rotation_is_told(own: Authority) -> None:
+    before = len(events(own))
+    own("rotate", "user")
+    own("rotate", "user")
+    own("rotate", "user", "--retire")
+    own("rotate", "host")
+    own("rotate", "host", "--rollback")
+    steps = [
+        (event["event"], event["ca_type"], event.get("phase_before"), event["phase"], event.get("reason"))
+        for event in events(own)[before:]
+    ]
+    assert steps == [
+        ("ca.rotate", "user", None, "next", None),
+        ("ca.rotate", "user", "current", "old", None),
+        ("ca.rotate", "user", "next", "current", None),
+        ("ca.rotate", "user", "old", "retired", None),
+        ("ca.rotate", "host", None, "next", None),
+        ("ca.rotate", "host", "next", "retired", "rolled back"),
+    ]
+
+
+def test_a_ca_that_retires_by_itself_is_told(own: Authority) -> None:
+    own("rotate", "user", "--now")
+    own.rows("UPDATE authorities SET retires_at = 1 WHERE phase = 'old'")
+    own("ls")
+    event = events(own)[-1]
+    assert (event["phase_before"], event["phase"], event["reason"]) == ("old", "retired", "its time is over")
+
+
+def test_the_next_key_of_the_audit_log_is_told(own: Authority) -> None:
+    time.sleep(1.1)  # what is good from when counts in seconds
+    assert own("audit-key", "--renew").status == 0
+    event = events(own)[-1]
+    assert (event["event"], event["ca_type"], event["phase"]) == ("ca.rotate", "audit", "current")
+    assert event["ca_fingerprint"] in ssh_keygen("-lf", own.keys / "audit.pub")
 
 
 @pytest.mark.parametrize("kind", ["user", "host", "gateway"])
@@ -1201,6 +1310,7 @@ def test_a_ca_in_an_agent(agent: Agent, key: Path, tmp_path: Path, monkeypatch: 
     authority = Authority(directory, {"user": held})
     assert re.search(rf"user CA +{FINGERPRINT}  held elsewhere\n", authority.ok("init"))
     assert sorted(path.name for path in authority.keys.iterdir() if path.suffix != ".pub") == [
+        "allowed_signers",
         "audit",
         "gateway_ca",
         "host_ca",
@@ -1476,16 +1586,18 @@ def test_a_retirement_that_was_not_published_is_by_the_next_command(own: Authori
     assert {**files(own.public), krl: after[krl]} == after
 
 
-@pytest.mark.parametrize("what", ["public", "public/krl", "public/user_ca.pub", "public/known_hosts"])
+PUBLIC = ["public", "public/krl", "public/user_ca.pub", "public/known_hosts", "public/allowed_signers"]
+
+
+@pytest.mark.parametrize("what", PUBLIC)
 def test_what_was_removed_is_published_again(own: Authority, what: str) -> None:
     path = own.home / what
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
-    own.ok("status")
+    assert own("status").status == 0
     published = {path.name: path.stat().st_mode & 0o777 for path in own.public.iterdir()}
-    published.setdefault("allowed_signers", 0o644)
     assert published == dict.fromkeys(
         ["allowed_signers", "gateway_known_hosts", "known_hosts", "krl", "user_ca.pub"], 0o644
     )
@@ -1546,9 +1658,9 @@ def test_a_retired_key_that_was_not_removed(own: Authority) -> None:
     (own.keys / "user_ca").write_bytes(private)  # as if rotate had been killed behind the ledger
     (own.keys / ".sshrec-abc").mkdir(0o700)  # as if it had been while it made the new one
     (own.keys / ".sshrec-abc" / "key").write_bytes(private)
-    own.ok("status")
+    assert own("status").status == 0
     assert sorted(path.name for path in own.keys.iterdir() if "gateway" not in path.name) == [
-        *("audit", "audit.pub", "host_ca", "host_ca.pub", "user_ca.2", "user_ca.2.pub")
+        *("allowed_signers", "audit", "audit.pub", "host_ca", "host_ca.pub", "user_ca.2", "user_ca.2.pub")
     ]
 
 
@@ -1593,12 +1705,19 @@ def test_renew_the_audit_log_s_key(own: Authority) -> None:
     assert (len(set(second)), second == first) == (1, False)
     old, new = said.out.splitlines()
     assert re.search(r',valid-before="(\d+Z)" ', old)[1] == re.search(r' valid-after="(\d+Z)",', new)[1]  # type: ignore[index]
-    allowed = own.public / "allowed_signers"
-    allowed.write_text(allowed.read_text().replace('valid-after="20', 'valid-after="30'))
+    copies = [directory / "allowed_signers" for directory in (own.keys, own.public)]
+    later = said.out.replace('valid-after="20', 'valid-after="30')
+    copies[1].write_text(later)
+    restored = own("audit-key")
+    assert (restored.status, restored.out, copies[1].read_text()) == (0, said.out, said.out)
+    assert restored.err == "sshrec-ca: warning: public/allowed_signers was not what was kept: restored\n"
+    copies[0].write_text(later)
+    own("status")
     status, words = refused(own, "audit-key", "--renew")
     assert (status, words[:29]) == (77, "the key that signs is good fr")
-    allowed.unlink()
-    assert refused(own, "audit-key") == (66, f"{allowed} does not exist")
+    for copy in copies:
+        copy.unlink()
+    assert refused(own, "audit-key") == (66, f"{copies[1]} does not exist")
 
 
 def test_a_certificate_of_the_audit_log_s_key(own: Authority, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.e2e.test_audit import told
 from tests.e2e.test_enrolment import Surroundings, Target
 from tests.lab import Lab
 from tests.lab.parts import program
@@ -67,6 +68,10 @@ def test_a_target_is_enrolled_and_people_are_recorded_on_it(web3: Enrolled) -> N
     }
     assert web3.trusts("127.0.0.1") == str(web3.target.directory / "sshrec_user_ca.pub")
     assert web3.trusts("192.0.2.1") == "none"
+    event = told(lab, "node.enroll", server_hostname="web3")
+    assert event["server_addr"] == f"127.0.0.1:{web3.target.sshd.port}"
+    assert event["serial"] == told(lab, "cert.create", cert_type="host", key_id="web3")["serial"]
+    assert event["bastions"] == ["127.0.0.1"]
     # Without a restart of anything: sshrecd takes the node up, and the hop believes the certificate.
     hopped = lab.ssh("-A", "bastion", "root@web3", "echo recorded")
     assert (hopped.returncode, hopped.stdout, hopped.stderr) == (0, b"recorded\n", b"")

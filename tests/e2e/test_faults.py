@@ -16,8 +16,9 @@ from typing import Any
 import pexpect
 import pytest
 
-from sshrec.recording import events
+from sshrec.recording import events, packing
 from sshrec.recording.seal import is_seal
+from sshrec.storage import local
 from tests.e2e.recorded import last
 from tests.lab import PROMPT, Lab
 from tests.lab.processes import children
@@ -319,10 +320,10 @@ def test_a_client_that_vanishes(lab: Lab, terminal: bool, stuck: bool) -> None:
         child.close(force=True)
     else:
         client.communicate()
-        _end_on_target(lab, "sleep 1000")
+        end_on_target(lab, "sleep 1000")
 
 
-def _end_on_target(lab: Lab, command: str) -> None:
+def end_on_target(lab: Lab, command: str) -> None:
     """A command without a terminal outlives its connection, as with plain ssh."""
     for process in lab.processes():
         if command in str(process):
@@ -444,6 +445,34 @@ def test_a_live_recording_plays(lab: Lab) -> None:
     lab.wait(lambda: is_seal(path.read_bytes().splitlines(keepends=True)[-1]), "an idle session to be sealed", 10)
     child.sendline("exit")
     ended(child)
+
+
+def test_a_long_live_recording_is_packed_ahead(lab: Lab) -> None:
+    """By the housekeeper, without a word to the session; at its end that much is done."""
+    argv = lab.ssh_argv("-ttA", "bastion", "root@web1", "seq 9000000; read line; echo $line")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(argv, env=lab.laptop("joe").env, **pipes) as client:  # type: ignore[call-overload]
+        try:
+            live(lab)
+            (path,) = [path for path in lab.recordings() if path.suffix == ".cast"]
+            part = path.with_suffix(".cast.zst.part")
+            lab.wait(lambda: path.stat().st_size > 9_000_000 * 8, "all of it to be recorded", 60)
+            assert not part.exists()
+            lab.stop_sshrecd()
+            lab.start_sshrecd()  # which looks at once, and not within the minute
+            lab.wait(lambda: part.exists() and _packed(part) > local.AHEAD_BYTES, "it to be packed ahead", 60)
+            client.communicate(b"meanwhile\n", timeout=60)
+        finally:
+            client.kill()
+    recorded = last(lab)
+    assert recorded.end["reason"] == "exit"
+    assert any(b"meanwhile" in line for line in recorded.lines[-10:])
+    assert not part.exists()
+
+
+def _packed(part: Path) -> int:
+    with part.open("rb") as file:
+        return packing.packed_ahead(file)
 
 
 def test_whoever_asks_and_does_not_wait_costs_nothing(lab: Lab) -> None:

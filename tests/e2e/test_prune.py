@@ -187,7 +187,7 @@ def test_a_prune_that_died_between_log_and_removal_is_finished(lab: Lab, two: li
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace: apt-get install strace")
-@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("number", range(1, 7))
 def test_killed_anywhere(lab: Lab, two: list[str], number: int) -> None:
     """What is gone is in the log; the next one does the rest."""
     account = lab.account("sshrec")

@@ -55,6 +55,28 @@ RECORDED = {
     "banner": "none",
 }
 
+# Of the account in which people log in: what is not as for those who are recorded.
+DOOR = {
+    "authenticationmethods": "none",
+    "passwordauthentication": "yes",
+    "permitemptypasswords": "yes",
+    "pubkeyauthentication": "no",
+    "exposeauthinfo": "no",
+    "unusedconnectiontimeout": "10",
+    "clientaliveinterval": "15",
+    "clientalivecountmax": "3",
+}
+# Who gets in with a key is no matter where no key does.
+KEYS = {
+    "trustedusercakeys",
+    "revokedkeys",
+    "authorizedprincipalsfile",
+    "authorizedprincipalscommand",
+    "authorizedprincipalscommanduser",
+    "authorizedkeysfile",
+    "authorizedkeyscommand",
+}
+
 # sshd_config(5) of 9.2: what may stand in a Match block.
 MATCH_KEYWORDS_9_2 = """
     acceptenv allowagentforwarding allowgroups allowstreamlocalforwarding allowtcpforwarding allowusers
@@ -149,6 +171,15 @@ def test_a_recorded_user_gets_the_gateway_and_nothing_else(bastion: Bastion) -> 
     assert {keyword: values.get(keyword) for keyword in RECORDED} == RECORDED
 
 
+def test_the_login_account_gets_the_gateway_and_nothing_else(bastion: Bastion) -> None:
+    """Without a key, and without a password."""
+    install(bastion, SNIPPET.read_text())
+    bastion.check()
+    values = bastion.values("login")
+    wanted = {keyword: value for keyword, value in RECORDED.items() if keyword not in KEYS} | DOOR
+    assert {keyword: values.get(keyword) for keyword in wanted} == wanted
+
+
 @pytest.mark.parametrize("user", ["adam", "carol", "root"])
 def test_everybody_else_keeps_what_they_had(bastion: Bastion, user: str) -> None:
     without = bastion.settings(user)
@@ -158,7 +189,7 @@ def test_everybody_else_keeps_what_they_had(bastion: Bastion, user: str) -> None
 
 def test_every_directive_of_the_snippet_is_looked_at_here() -> None:
     written = {line.split()[0].lower() for line in directives(SNIPPET.read_text())} - {"match"}
-    assert written <= set(RECORDED)
+    assert written <= set(RECORDED) | set(DOOR)
 
 
 def test_what_is_read_after_the_snippet_is_not_captured(bastion: Bastion) -> None:
@@ -232,7 +263,8 @@ def test_openssh_9_2_takes_every_keyword_in_a_match_block() -> None:
     assert keywords <= set(MATCH_KEYWORDS_9_2.split())
 
 
-def test_the_snippet_is_one_match_block() -> None:
+def test_the_snippet_is_two_match_blocks() -> None:
     lines = directives(SNIPPET.read_text())
     assert lines[0] == "Match Group sshrec-users"
-    assert not [line for line in lines[1:] if re.match("match|include|subsystem", line, re.IGNORECASE)]
+    others = [line for line in lines[1:] if re.match("match|include|subsystem", line, re.IGNORECASE)]
+    assert others == ["Match User login"]

@@ -26,7 +26,9 @@ def test_it_shows_a_session_the_list_and_the_replay() -> None:
     done = subprocess.run(_DEMO, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     shown = done.stdout.decode()
     assert (done.returncode, done.stderr.decode()) == (0, "")
-    _, session, command, listed, replay, certificates, proved = re.split(r"^\$ ", shown, flags=re.MULTILINE)
+    _, session, command, listed, replay, certificates, proved, *people = re.split(
+        r"^\$ ", shown, flags=re.MULTILINE
+    )
     assert session.startswith("ssh -t -A bastion root@web1\n")
     assert "│ line 1\n│ line 2\n│ line 3\n" in session
     assert re.fullmatch(r"ssh -A bastion root@web1 uname -sr\n│ Linux .*\n\n", command)
@@ -34,17 +36,30 @@ def test_it_shows_a_session_the_list_and_the_replay() -> None:
     heading = re.compile(r".*\n")
     played = heading.sub("", replay, count=1).rstrip("\n")
     assert re.findall(r"(user|host) +(\w+)", certificates) == [
+        *([("user", "alice")] if people else []),
         ("user", "joe"),
         ("host", "bastion"),
         ("host", "web2"),
         ("host", "web1"),
     ]
-    verdicts, hint = proved.split("\n\n")
+    verdicts, *rest = proved.split("\n\n")
     assert len(re.findall(r"^│ COMPLETE  ", verdicts, flags=re.MULTILINE)) == 2
     assert "signed by audit@" in verdicts
     # The client's own last words are not of the session.
     assert session.split("\n", 1)[1].rstrip() == f"{played}\n│ Connection to 127.0.0.1 closed."
-    assert hint == "A recorded shell of your own, and its replay: bin/try --shell\n"
+    if people:
+        invited, registered, held, refused, through, locked, denied = people
+        assert re.match(r"users add alice .*\n│ (?:\w{5}-){5}\w{5} ", invited[len("sshrec ") :])
+        assert "│ Logged in as alice until " in registered
+        assert re.search(r"^│ ssh-ed25519-cert-v01@openssh\.com .* sshrec:alice$", held, re.MULTILINE)
+        assert "login deploy is not among alice, root" in refused
+        assert re.search(r"^│ uid=\d+\(root\)", through, re.MULTILINE)
+        assert "locked user alice" in locked
+        assert "Permission denied" in denied
+        rest = denied.split("\n\n")[1:]
+    else:
+        assert rest.pop(0) == "As root, bin/try shows how people register and log in, too."
+    assert rest == ["A recorded shell of your own, and its replay: bin/try --shell\n"]
     assert "\x1b" not in shown
     assert _gone(shown)
 

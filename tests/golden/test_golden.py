@@ -101,7 +101,7 @@ def test_asciinema_plays_it_while_it_is_live(player: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", GOLDEN)
 def test_asciinema_plays_the_packed_form_from_zstd(player: str, name: str, tmp_path: Path) -> None:
     program, path = found(player), tmp_path / f"{name}.zst"
-    with (HERE / name).open("rb") as plain, path.open("wb") as target:
+    with (HERE / name).open("rb") as plain, path.open("w+b") as target:
         packing.pack(plain, target)
     expected = output((HERE / name).read_bytes())
     assert run(f"zstd -dc {path} | {program} cat -", tmp_path) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Account:
     gid: int
     home: Path
     shell: str = "/bin/sh"
+    open_to_all: bool = False  # an empty password
 
     def make_home(self) -> None:
         """The home directory, with what OpenSSH 10.1 and later wants for its agent sockets."""
@@ -46,7 +48,8 @@ def wrapped(directory: Path, accounts: Sequence[Account], hostname: str | None =
     (directory / "passwd").write_text("\n".join([*passwd, *_lines("/etc/passwd", 7)]) + "\n")
     (directory / "group").write_text("\n".join([*group, *_lines("/etc/group", 4)]) + "\n")
     # "*" is no password; "!" would lock the account, and root's may be so on this machine.
-    (directory / "shadow").write_text("".join(f"{a.name}:*:19000:0:99999:7:::\n" for a in accounts))
+    passwords = {a.name: "" if a.open_to_all else "*" for a in accounts}
+    (directory / "shadow").write_text("".join(f"{n}:{p}:19000:0:99999:7:::\n" for n, p in passwords.items()))
     environment = {
         "LD_PRELOAD": "libnss_wrapper.so",
         "NSS_WRAPPER_PASSWD": str(directory / "passwd"),
@@ -88,18 +91,41 @@ def check_caller() -> None:
         raise LabError(f"uid {os.geteuid()} has no name in passwd, and ssh runs for nobody without one") from None
 
 
-def free_uids(count: int, taken: Collection[int]) -> Sequence[int]:
+class Claims:
+    """Uids that this lab has for itself, for as long as it is there: no other lab gets them meanwhile."""
+
+    def __init__(self) -> None:
+        self._held: list[socket.socket] = []
+
+    def claim(self, uid: int) -> bool:
+        """Whether nobody else has it."""
+        held = socket.socket(socket.AF_UNIX)
+        try:
+            held.bind(f"\0sshrec-lab-uid-{uid}")  # an abstract name goes with whoever has it: unix(7)
+        except OSError:
+            held.close()
+            return False
+        self._held.append(held)
+        return True
+
+    def close(self) -> None:
+        """Let others have them."""
+        for held in self._held:
+            held.close()
+
+
+def free_uids(count: int, taken: Collection[int], claims: Claims) -> Sequence[int]:
     """Numeric uids that nobody here has, others for each lab: so a process' uid tells whose it is."""
     first = _FIRST + os.getpid() * _STEP % (_LAST - _FIRST)
     known = {int(line.split(":")[2]) for line in _lines("/etc/passwd", 7)} | set(taken)
     for start in (*range(first, _LAST, _STEP), *range(_FIRST, first, _STEP)):
         uids = range(start, start + count)
-        if known.isdisjoint(uids):
+        if known.isdisjoint(uids) and claims.claim(start):
             return uids
     raise LabError("no free uids between 60000 and 65000")
 
 
-def system_uid(taken: Collection[int]) -> tuple[int, int] | None:
+def system_uid(taken: Collection[int], claims: Claims) -> tuple[int, int] | None:
     """Uid and gid of a system account of this machine that nobody uses; None if there is none.
 
     For sshrecd: the ssh that it starts gets an environment without our wrapper, and ssh refuses to run
@@ -107,7 +133,8 @@ def system_uid(taken: Collection[int]) -> tuple[int, int] | None:
     """
     for line in _lines("/etc/passwd", 7):
         name, _, uid, gid, _, _, shell = line.split(":")
-        if 0 < int(uid) < 1000 and int(uid) not in taken and shell.endswith("nologin") and name != "sshd":
+        usable = 0 < int(uid) < 1000 and int(uid) not in taken and shell.endswith("nologin") and name != "sshd"
+        if usable and claims.claim(int(uid)):
             return int(uid), int(gid)
     return None
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import pexpect
 
+from tests.e2e import registered
+from tests.e2e.transparent import Through
 from tests.lab.lab import PROMPT, Lab
 from tests.lab.parts import LabError
 
@@ -100,7 +102,36 @@ def show(lab: Lab, screen: Screen) -> None:
     screen.command("sshrec verify --all")
     proved = lab.sshrec("verify", "--all")
     screen.output(proved.stderr + proved.stdout)
+    if lab.several_uids:
+        show_people(lab, screen)
+    else:
+        screen.say("\nAs root, bin/try shows how people register and log in, too.")
     screen.say("\nA recorded shell of your own, and its replay: bin/try --shell")
+
+
+def show_people(lab: Lab, screen: Screen) -> None:
+    """Somebody new: invited, registered in a terminal, with a certificate; then a server, the bastion unseen."""
+    screen.command("sshrec users add alice alice,root")
+    token = registered.invite(lab, "alice", "alice,root")
+    screen.output(f"{token}    (the invitation)".encode())
+    laptop = lab.open_laptop("alice", name="new")
+    subprocess.run(["ssh-add", "-q", "-D"], env=laptop.env, check=True, timeout=20)
+    alice = registered.Person(lab, "alice", laptop, "127.0.0.1")
+    screen.command("ssh -A login@bastion")
+    screen.output(alice.register(token, dimensions=(50, 100)).encode())
+    # What tried whether the agent knows of destinations is there for a second.
+    lab.wait(lambda: len(alice.held()) == 1, "the certificate to be alone")
+    screen.command("ssh-add -L")
+    screen.output("\n".join(f"{line[:60]}… {line.rpartition(' ')[2]}" for line in alice.held()).encode())
+    screen.command("ssh -A bastion deploy@web1")
+    screen.output(alice.ssh("deploy@web1").stderr)
+    through = Through(lab, laptop)
+    screen.command("ssh root@web1 id    # with the block of: ssh -A bastion sshrec config")
+    screen.output(through.run("ssh", "root@web1", "id").stdout)
+    screen.command("sshrec lock user alice")
+    screen.output(registered.admin(lab, "lock", "user", "alice").stdout.encode())
+    screen.command("ssh root@web1 id")
+    screen.output(through.run("ssh", "root@web1", "id").stderr)
 
 
 def let_try(lab: Lab, screen: Screen) -> None:
@@ -125,7 +156,7 @@ def main() -> int:
         print("bin/try --shell needs a terminal", file=sys.stderr)
         return os.EX_USAGE
     try:
-        with Lab(several_uids=False) as lab:
+        with Lab(several_uids=False if by_hand else None) as lab:
             screen = Screen()
             describe(lab, screen)
             (let_try if by_hand else show)(lab, screen)

@@ -10,6 +10,7 @@ As root each account has a uid of its own (people, sshrec, the logins of the tar
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import glob
 import os
@@ -38,6 +39,7 @@ from tests.lab.people import Holds, Host, Laptop
 PROMPT = rb"(?:root|deploy|joe|alice)@web[12]:[^ ]*[#$] "
 
 _TMP = Path("/tmp")
+_CHILDREN = ("sshrec-audit", "sshrec-warden")  # of a sshrecd, for as long as it runs
 _TARGETS = ("web1", "web2")
 _LOGINS = ("root", "deploy")
 _LISTENING = "00010000"  # __SO_ACCEPTCON among the flags of /proc/net/unix
@@ -99,6 +101,7 @@ class Lab:
         self._undo = contextlib.ExitStack()
         self._sshrecd: subprocess.Popen[bytes] | None = None
         self._authd: subprocess.Popen[bytes] | None = None
+        self._authd_knows = ""  # of the configuration
         self._spawned: list[pexpect.spawn[bytes]] = []
 
     # -- from nothing to a running bastion ---------------------------------------------------------
@@ -152,7 +155,6 @@ class Lab:
         self.authority_dir.mkdir(mode=0o755)
         self._own(self.authority_dir, "sshrec-auth")
         self.sshrec_ca("init")
-        self.start_authd()
         self.authority = people.Authority(self.sshrec_ca, self.authority_dir / "keys", self._laptop_env)
 
         for name in _TARGETS:
@@ -162,6 +164,8 @@ class Lab:
             self.open_laptop(user)
         if self._with_sshrecd:
             self.start_sshrecd()
+        else:
+            self.start_authd()
 
     @property
     def authority_dir(self) -> Path:
@@ -193,24 +197,27 @@ class Lab:
 
     def _name_accounts(self) -> None:
         services = ["sshrec", "sshrec-auth"]
+        doors = ["login"] if self.several_uids else []  # one uid would be everybody's name
         self.people = ("joe", "alice") if self.several_uids else ("joe",)
-        names = [*self.people, *services]
+        names = [*self.people, *doors, *services]
         logins = [*_LOGINS, *self.people]
         uids: Sequence[int] = [os.geteuid()] * (len(names) + len(logins))
         gids: Sequence[int] = [os.getegid()] * len(uids)
         if self.several_uids:
             taken = {process.uid for process in processes.every()}
             taken |= {owner for _, owner in _sshd_files()}
-            uids = gids = accounts.free_uids(len(uids), taken)
+            claims = accounts.Claims()
+            self._undo.callback(claims.close)
+            uids = gids = accounts.free_uids(len(uids), taken, claims)
             self._uids = frozenset(uids)
             uids, gids = list(uids), list(gids)
             for service in services:
-                if system := accounts.system_uid(taken):
+                if system := accounts.system_uid(taken, claims):
                     taken.add(system[0])
                     uids[names.index(service)], gids[names.index(service)] = system
         numbers = iter(zip(uids, gids, strict=True))
         home = self.directory / "home"
-        self._accounts = [Account(name, *next(numbers), home / name) for name in names]
+        self._accounts = [Account(name, *next(numbers), home / name, open_to_all=name in doors) for name in names]
         self._logins = [(name, *next(numbers)) for name in logins]
         for account in self._accounts:
             account.make_home()
@@ -221,7 +228,7 @@ class Lab:
             self._laptop_env |= accounts.wrapped(self._make("laptops"), [caller])
 
     def account(self, name: str) -> Account:
-        """An account of the bastion: joe, alice (several uids only), sshrec, sshrec-auth."""
+        """An account of the bastion: joe, alice and login (several uids only), sshrec, sshrec-auth."""
         return accounts.by_name(self._accounts)[name]
 
     def _make(self, name: str) -> Path:
@@ -229,14 +236,27 @@ class Lab:
         directory.mkdir(mode=0o755, exist_ok=True)
         return directory
 
-    def _make_host(self, name: str) -> Path:
+    def _make_host(self, name: str, ca: Path | None = None, names: Sequence[str] = ()) -> Path:
         directory = self._make(name)
         people.make_key(directory / "host_key", name, self._laptop_env)
-        self.authority.sign_host(directory / "host_key", name)
+        if ca:
+            self.authority.by_hand(ca, directory / "host_key", name, names, host=True)
+        else:
+            self.authority.sign_host(directory / "host_key", name)
         return directory
 
-    def _start_target(self, name: str) -> None:
-        directory = self._make_host(name)
+    def start_target(self, name: str, ca: Path, names: Sequence[str]) -> None:
+        """One more target, `ssh NAME`, whose host certificate a CA of the test's signs for these names."""
+        self._start_target(name, ca, names)
+        for laptop in self.laptops.values():
+            self._write_ssh_config(laptop)
+
+    def stop_target(self, name: str) -> None:
+        """End a target of `start_target`."""
+        self.stop_bastion(name)
+
+    def _start_target(self, name: str, ca: Path | None = None, names: Sequence[str] = ()) -> None:
+        directory = self._make_host(name, ca, names)
         logins = [Account(*login, directory / "home" / login[0], "/bin/bash") for login in self._logins]
         for account in logins:
             account.make_home()
@@ -244,10 +264,12 @@ class Lab:
         # The target's sessions see these names too, and the host's: as if it were a machine of its own.
         environment = accounts.wrapped(directory, logins, hostname=name)
         lines = sshd.target(self.user_ca, environment)
-        self._start_sshd(name, directory, lines, environment)
+        self._start_sshd(name, directory, lines, environment, parts.targets_openssh())
 
-    def _start_sshd(self, name: str, directory: Path, lines: Sequence[str], env: Mapping[str, str]) -> None:
-        server = sshd.Sshd(name, directory, lines, {"PATH": parts.PATH, **env}, self._sshd_prefix)
+    def _start_sshd(
+        self, name: str, directory: Path, lines: Sequence[str], env: Mapping[str, str], prefix: Sequence[str] = ()
+    ) -> None:
+        server = sshd.Sshd(name, directory, lines, {"PATH": parts.PATH, **env}, [*self._sshd_prefix, *prefix])
         self.sshds[name] = server
         server.start()
 
@@ -276,7 +298,7 @@ class Lab:
         directory = self._make_host(name)
         if force_command is None:
             force_command = f"exec {self.gateway}" if self._force_command is None else self._force_command
-        named = [Account(a.name, a.uid, a.gid, a.home, login_shell) for a in self._accounts]
+        named = [dataclasses.replace(account, shell=login_shell) for account in self._accounts]
         lines = [*(line for line in extra if not line.startswith(("Match ", " ")))]
         lines += sshd.bastion(
             self.authority_dir / "public",
@@ -445,6 +467,13 @@ class Lab:
             raise LabError("sshrecd is not running")
         return self._sshrecd.pid
 
+    @property
+    def authd_pid(self) -> int:
+        """The auth service's process id."""
+        if self._authd is None:
+            raise LabError("sshrec-authd is not running")
+        return self._authd.pid
+
     def sshrec_env(self) -> dict[str, str]:
         """What sshrecd, and sshrec as its uid, are started with."""
         wrapper = accounts.wrapped(self._make("accounts"), self._accounts)
@@ -462,6 +491,8 @@ class Lab:
             "data_dir": str(self.data_dir),
             "run_dir": str(self.run_dir),
             "known_hosts": [],
+            "bastion": "bastion",
+            "host_keys": [str(self.directory / "bastion" / "host_key.pub")],
             "nodes": nodes,
             **self._settings,
             **(settings or {}),
@@ -471,6 +502,9 @@ class Lab:
     def start_sshrecd(self, settings: Mapping[str, Any] | None = None, prefix: Sequence[str] = ()) -> None:
         """Start the daemon and wait until it listens. `prefix`: a program to start it by, such as prlimit."""
         self.write_config(settings)
+        if self._authd is None or self._authd_knows != self.config.read_text():
+            self.stop_authd()
+            self.start_authd()
         sshrec = self.account("sshrec")
         for directory, mode in ((self.data_dir, 0o750), (self.run_dir, 0o755)):
             if not directory.exists():
@@ -489,10 +523,14 @@ class Lab:
         self._changed = bool(settings or prefix)
 
     def _sshrecd_is_up(self, pid: int) -> bool:
-        """Whether it listens and has all its descriptors, that of the audit log's writer last."""
-        # The child may have its name before its parent has the descriptor of it.
-        watched = "anon_inode:[pidfd]" in processes.descriptors(pid).values()
-        return watched and self._sshrecd_listens() and bool(processes.children(pid, "sshrec-audit"))
+        """Whether it listens and has all its descriptors, those of its children last."""
+        # A child may have its name before its parent has the descriptor of it.
+        watched = list(processes.descriptors(pid).values()).count("anon_inode:[pidfd]")
+        return (
+            watched >= len(_CHILDREN)
+            and self._sshrecd_listens()
+            and all(processes.children(pid, name) for name in _CHILDREN)
+        )
 
     def _sshrecd_listens(self) -> bool:
         # Asked of the kernel: a connection would be a visit, which sshrecd refuses and logs.
@@ -508,6 +546,7 @@ class Lab:
 
     def start_authd(self) -> None:
         """Start the auth service and wait until it listens; as root, it becomes sshrec-auth by itself."""
+        self._authd_knows = self.config.read_text()
         argv = [str(self.installation.programs / "sshrec-authd"), "--config", str(self.config)]
         self.run_dir.mkdir(exist_ok=True)
         self._own(self.run_dir, "sshrec")
@@ -581,11 +620,11 @@ class Lab:
         return {name: os.environ[name] for name in ("PYTHONPYCACHEPREFIX",) if name in os.environ}
 
     def recordings(self) -> list[Path]:
-        """The recordings, oldest first: live, plain and packed."""
+        """The recordings, oldest first: live, plain, packed and encrypted."""
         found = {
             path.name.partition(".")[0]: path
-            for path in (self.data_dir / "recordings").rglob("*.cast*")
-            if path.name.endswith((".cast", ".cast.zst"))
+            for path in sorted((self.data_dir / "recordings").rglob("*.cast*"), reverse=True)
+            if path.name.endswith((".cast", ".cast.zst", ".cast.zst.age"))
         }
         return [found[name] for name in sorted(found)]
 
@@ -607,7 +646,9 @@ class Lab:
         roots = {laptop.agent.pid for laptop in self.laptops.values()}
         roots |= {server.pid for server in self.sshds.values()}
         if self._sshrecd:
-            roots |= {self._sshrecd.pid, *processes.children(self._sshrecd.pid, "sshrec-audit")}
+            roots.add(self._sshrecd.pid)
+            for name in _CHILDREN:
+                roots |= set(processes.children(self._sshrecd.pid, name))
         return roots | ({self._authd.pid} if self._authd else set())
 
     def processes(self) -> list[processes.Process]:
@@ -642,7 +683,7 @@ class Lab:
             if path.name.startswith("agent."):
                 if owner in self._uids or (path not in self._not_ours and owner == os.geteuid() and _deaf(path)):
                     shutil.rmtree(path.parent, ignore_errors=True)
-            elif owner in self._uids | {os.geteuid()}:
+            elif owner in self._uids | {os.geteuid()} | {account.uid for account in self._accounts}:
                 with contextlib.suppress(FileNotFoundError):  # another lab's, which ends now
                     if not self._credentials.isdisjoint(path.read_bytes().split()):
                         path.unlink()

@@ -15,6 +15,8 @@ from typing import TypeVar
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+_WITH_OPENSSH = Path(__file__).parents[2] / "bin" / "with-openssh"
+
 T = TypeVar("T")
 
 
@@ -40,13 +42,19 @@ def program(name: str) -> str:
     return found
 
 
-def sshd_version() -> tuple[int, int]:
-    """(9, 2) of `OpenSSH_9.2 …`; sshd before 9.3 prints it among its complaints about -V."""
-    said = subprocess.run([program("sshd"), "-V"], capture_output=True, timeout=20).stderr.decode()
+def sshd_version(prefix: Sequence[str] = ()) -> tuple[int, int]:
+    """(9, 2) of `OpenSSH_9.2 …`; sshd before 9.3 prints it among its complaints about -V. `prefix`: runs it."""
+    said = subprocess.run([*prefix, program("sshd"), "-V"], capture_output=True, timeout=90).stderr.decode()
     found = re.search(r"OpenSSH_(\d+)\.(\d+)", said)
     if found is None:
         raise LabError(f"cannot tell the version of {said.strip()!r}")
     return int(found[1]), int(found[2])
+
+
+def targets_openssh() -> list[str]:
+    """A prefix for the targets' sshds: SSHREC_LAB_TARGETS is a SUITE of bin/with-openssh, for theirs alone."""
+    suite = os.environ.get("SSHREC_LAB_TARGETS")
+    return [str(_WITH_OPENSSH), suite] if suite else []
 
 
 def run(argv: Sequence[str | Path], env: Mapping[str, str]) -> str:

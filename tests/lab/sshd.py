@@ -22,7 +22,7 @@ _LOGIN_RECORDS = ("/var/log/lastlog", "/var/log/wtmp", "/var/log/btmp", "/run/ut
 _MOUNT = 'scratch=$1; shift; for file in {}; do [ -e $file ] && mount --bind "$scratch" $file; done; exec "$@"'
 
 
-def common(directory: Path, port: int) -> list[str]:
+def common(directory: Path, port: int, version: tuple[int, int]) -> list[str]:
     """What both kinds have: one port on loopback, a host key with a certificate, no PAM."""
     lines = [
         f"Port {port}",
@@ -42,7 +42,7 @@ def common(directory: Path, port: int) -> list[str]:
         "LoginGraceTime 30",
         "MaxStartups 1000",
     ]
-    if sshd_version() >= (9, 8):
+    if version >= (9, 8):
         lines.append("PerSourcePenalties no")  # everybody comes from 127.0.0.1
     return lines
 
@@ -60,13 +60,24 @@ def bastion(public: Path, force_command: str, command_user: str, authorized_keys
         "AuthorizedPrincipalsCommandUser": command_user,
         "AuthorizedKeysFile": ".ssh/authorized_keys" if authorized_keys else "none",
     }
-    _, _, block = _SNIPPET.read_text().partition("\nMatch Group sshrec-users\n")
     lines = ["Subsystem sftp /usr/lib/openssh/sftp-server", "PermitRootLogin yes"]
-    for line in block.splitlines():
-        keyword, _, value = line.strip().partition(" ")
-        if keyword and not keyword.startswith("#") and (value := ours.get(keyword, value)):
+    for line in _settings("Match Group sshrec-users"):
+        keyword, _, value = line.partition(" ")
+        if value := ours.get(keyword, value):
             lines.append(f"{keyword} {value}")
+    lines.append("Match User login")
+    for line in _settings("Match User login"):
+        keyword, _, value = line.partition(" ")
+        if value := force_command if keyword == "ForceCommand" else value:
+            lines.append(f"    {keyword} {value}")
     return lines
+
+
+def _settings(match: str) -> list[str]:
+    """The lines of one of the snippet's blocks, without comments."""
+    _, _, block = _SNIPPET.read_text().partition(f"\n{match}\n")
+    block, _, _ = block.partition("\nMatch ")
+    return [line.strip() for line in block.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
 def target(user_ca: Path, environment: Mapping[str, str]) -> list[str]:
@@ -109,7 +120,7 @@ class Sshd:
             config = self._directory / "sshd_config"
             # The first value of a keyword wins, so what the caller wants comes first, a Match block last.
             at = next((n for n, line in enumerate(self._lines) if line.startswith("Match ")), len(self._lines))
-            lines = [*self._lines[:at], *common(self._directory, self.port), *self._lines[at:]]
+            lines = [*self._lines[:at], *self._common(), *self._lines[at:]]
             config.write_text("\n".join(lines) + "\n")
             self.log.write_bytes(b"")
             self._process = start([*self._prefix, program("sshd"), "-D", "-e", "-f", config], self._env, self.log)
@@ -122,6 +133,9 @@ class Sshd:
             if "Address already in use" not in self.log_text():
                 raise LabError(f"sshd of {self.name} does not start\n{tail(self.log)}")
         raise LabError(f"sshd of {self.name} finds no free port")
+
+    def _common(self) -> list[str]:
+        return common(self._directory, self.port, sshd_version(self._prefix))
 
     def _settled(self) -> bool:
         ended = self._process is None or self._process.poll() is not None

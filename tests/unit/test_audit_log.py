@@ -6,15 +6,18 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sshrec.audit.appender import GROUP_BYTES, Appender
+from sshrec.audit.appender import GROUP_BYTES, Appender, LogFull
+from sshrec.audit.direct import Direct
 from sshrec.audit.event import LINE_MAX, AuditError, canonical, packet
 from sshrec.audit.log import GENESIS, Line, Problem, read_log
 from sshrec.errors import NotFound
+from tests.disks import disk, fill
 
 NOON = 1_795_435_200_000  # 2026-11-23T12:00:00Z
 DAY = 86_400_000
@@ -250,28 +253,91 @@ def test_two_writers(directory: Path, clock: Clock) -> None:
 # ---- the disk ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A small disk for a log; room is made by removing what lies there beside it."""
+    with disk(tmp_path / "disk", 256 * 1024) as small:
+        (small / "other").write_bytes(bytes(64 * 1024))
+        yield small
+
+
+def fill_log(appender: Appender, small: Path) -> list[int]:
+    """Write until the disk has no more room; the numbers of what was acknowledged."""
+    numbers: list[int] = []
+    with pytest.raises(LogFull, match=r"cannot write the audit log .*: no space left on device"):
+        for n in range(1000):
+            numbers += appender.append([event(n, reason="x" * 3000)])
+    fill(small)
+    return numbers
+
+
+def last_words(n: int) -> dict[str, Any]:
+    return {**event(n), "event": "session.end", "code": "T2004I"}
+
+
 @pytest.mark.root
-def test_a_full_disk(tmp_path: Path, clock: Clock) -> None:
-    """Nothing is acknowledged that is not there; with room again, the chain goes on."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", tmp_path], check=True)
-    try:
-        directory = tmp_path / "audit"
-        appender = Appender(directory, clock=clock)
-        assert appender.lock()
-        numbers: list[int] = []
-        with pytest.raises(AuditError, match=r"cannot write the audit log .*: no space left on device"):
-            while True:
-                numbers += appender.append([event(len(numbers), reason="x" * 3000)])
-        with pytest.raises(AuditError, match="no space left on device"):
-            appender.append([event(99)])
-        assert len(numbers) > 10
-        subprocess.run(["mount", "-o", "remount,size=1m", tmp_path], check=True)
-        assert appender.append([event(100)]) == [len(numbers) + 1]
-        appender.close()
-        names = [line.event for line in lines(directory)]
-        assert names == ["resize"] * len(numbers) + ["log.repair", "resize"]
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
+def test_a_full_disk(full: Path, clock: Clock) -> None:
+    """Nothing is acknowledged that is not there, and what must be told all the same is; with room, all goes on."""
+    appender = Appender(full / "audit", clock=clock, reserve=16 * 1024)
+    assert appender.lock()
+    count = len(fill_log(appender, full))
+    assert count > 10
+    with pytest.raises(LogFull):
+        appender.append([event(2000, reason="x" * 5000), last_words(2001)])
+    assert appender.append([last_words(2001), last_words(2002)]) == [count, count + 1]
+    appender.close()
+
+    # The room that was kept is the file's: who writes next finds it.
+    appender = Appender(full / "audit", clock=clock, reserve=16 * 1024)
+    assert appender.lock()
+    with pytest.raises(LogFull):
+        appender.append([event(2000, reason="x" * 5000)])
+    assert appender.append([last_words(2003)]) == [count + 2]
+    (full / "other").unlink()
+    assert appender.append([event(2000, reason="x" * 5000)]) == [count + 3]
+    appender.close()
+    assert [line.event for line in lines(full / "audit")] == ["resize"] * count + ["session.end"] * 3 + ["resize"]
+
+
+@pytest.mark.root
+def test_midnight_on_a_full_disk(full: Path, clock: Clock) -> None:
+    """A new day's file would have no room kept for it: the old one is written to until there is."""
+    appender = Appender(full / "audit", clock=clock, reserve=16 * 1024)
+    assert appender.lock()
+    count = len(fill_log(appender, full))
+    clock.now += DAY
+    assert appender.append([last_words(2001)]) == [count]
+    with pytest.raises(LogFull):
+        appender.append([event(2000, reason="x" * 5000)])
+    assert sorted(os.listdir(full / "audit")) == ["2026-11-23.jsonl"]
+    (full / "other").unlink()
+    assert appender.append([event(2000, reason="x" * 5000)]) == [count + 1]
+    appender.close()
+    assert sorted(os.listdir(full / "audit")) == ["2026-11-23.jsonl", "2026-11-24.jsonl"]
+    assert (full / "audit" / "2026-11-24.jsonl").read_bytes().count(b"\n") == 1
+    assert len(lines(full / "audit")) == count + 2
+    # And yesterday's file has given back what was kept.
+    yesterday = (full / "audit" / "2026-11-23.jsonl").stat()
+    assert yesterday.st_blocks * 512 - yesterday.st_size <= 4096
+
+
+@pytest.mark.root
+def test_a_full_disk_without_a_writer(tmp_path: Path) -> None:
+    """As with one: what must be told is, and the rest waits for room."""
+    with disk(tmp_path / "disk", 16 << 20) as small:
+        direct = Direct(small / "audit")
+        direct.send("session.start", {"sid": "S"})
+        filler = fill(small)
+        while not direct.pending:
+            direct.send("resize", {"sid": "S", "size": "x" * 30_000})
+        (waiting,) = direct.pending
+        direct.send("session.end", {"sid": "S"})
+        assert list(direct.pending) == [waiting]
+        assert "no space left on device" in direct.errors[waiting]
+        filler.unlink()
+        assert direct.wait(0)
+        direct.close()
+        assert [line.event for line in lines(small / "audit")][-2:] == ["session.end", "resize"]
 
 
 def test_a_directory_that_is_none(tmp_path: Path, clock: Clock) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -184,3 +186,124 @@ def test_anchors_as_a_syslog_has_them(tmp_path: Path) -> None:
     file.write_text("noise\n")
     with pytest.raises(DataError, match="has no anchor"):
         read_anchors(file)
+
+
+# ---- gaps in time ------------------------------------------------------------------------------------------
+
+
+class Dated(Bastion):
+    """A log whose lines have the times that a test gives them: seconds after noon."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._path, self._n, self._prev = self.log / "2026-11-23.jsonl", 0, GENESIS
+
+    def line(self, at: float, event: str, **fields: Any) -> bytes:
+        """Append one; it is given back without its newline."""
+        time = f"2026-11-23T12:{int(at) // 60:02}:{at % 60:06.3f}Z"
+        own = {"n": self._n, "prev": self._prev, "time": time, "event": event, "code": "X", "uid": new_uid()}
+        raw = canonical(own | fields) + b"\n"
+        with self._path.open("ab") as file:
+            file.write(raw)
+        self._n, self._prev = self._n + 1, hashlib.sha256(raw).hexdigest()
+        return raw[:-1]
+
+    def signed(self, at: float) -> None:
+        """A checkpoint of that time, and its signature."""
+        body = sign_data(self.key, self.line(at, "checkpoint", heads={}), WHAT)
+        self.line(at, "checkpoint.signature", signature=body, identity=WHO, namespace=WHAT)
+
+    def by_script(self) -> tuple[int, list[str]]:
+        """Status and lines of contrib/verify-log.sh."""
+        script = Path(__file__).parents[2] / "contrib" / "verify-log.sh"
+        argv = ["sh", str(script), str(self.log), str(self.allowed)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={"PATH": os.environ["PATH"]})
+        assert done.stderr == ""
+        return done.returncode, done.stdout.splitlines()
+
+
+@pytest.fixture
+def dated(tmp_path: Path) -> Dated:
+    return Dated(tmp_path)
+
+
+def test_a_log_that_was_signed_in_time_has_no_gaps(dated: Dated) -> None:
+    dated.line(0, "session.start")
+    dated.line(58, "session.end")
+    dated.signed(60)
+    dated.line(1800, "session.start")  # nothing happened meanwhile, so there was nothing to sign
+    dated.signed(1805)
+    dated.line(1806, "session.end")
+    assert (dated.verify().problems, dated.verify().lapses) == ([], [])
+    assert dated.by_script() == (0, [f"GOOD: 8 lines, 7 of them under 2 signatures of {WHO}"])
+
+
+def test_lines_that_waited_for_a_signature(dated: Dated) -> None:
+    dated.line(0, "session.start")
+    dated.line(61.5, "session.end")
+    dated.line(100, "session.start")
+    dated.signed(125)
+    report = dated.verify()
+    assert report.problems == []
+    assert [str(lapse) for lapse in report.lapses] == [
+        "lines 0 to 1: 125 s without a signature: 2026-11-23T12:00:00.000Z to 2026-11-23T12:02:05.000Z"
+    ]
+    assert dated.by_script() == (
+        3,
+        [
+            "GAP: line 0 waited 125 s for a signature: 2026-11-23T12:00:00.000Z to 2026-11-23T12:02:05.000Z",
+            f"GOOD: 5 lines, 5 of them under 1 signatures of {WHO}",
+        ],
+    )
+
+
+def test_a_bad_signature_is_none_for_the_time_either(dated: Dated, tmp_path: Path) -> None:
+    dated.line(0, "session.start")
+    good, dated.key = dated.key, KeyFile(tmp_path / "other", keygen.make_key(tmp_path / "other", "other"))
+    dated.signed(5)
+    dated.key = good
+    dated.signed(90)
+    report = dated.verify()
+    assert len(report.problems) == 1
+    assert [(lapse.kind, lapse.first, lapse.last) for lapse in report.lapses] == [("late", 0, 2)]
+
+
+def test_lines_that_wait_still(dated: Dated) -> None:
+    dated.line(0, "session.start")
+    dated.signed(1)
+    dated.line(10, "session.end")
+    dated.line(80, "session.start")
+    (lapse,) = dated.verify().lapses
+    when = "2026-11-23T12:00:10.000Z to 2026-11-23T12:01:20.000Z"
+    assert str(lapse) == f"line 3: 70 s without a signature: {when}, and there is none yet"
+    assert dated.by_script()[0] == 3
+
+
+def test_a_clock_that_was_set_back(dated: Dated) -> None:
+    dated.line(600, "session.start")
+    dated.line(599.5, "session.end")  # as clocks are set right all the time
+    dated.line(300, "session.start")
+    dated.signed(301)
+    assert [str(lapse) for lapse in dated.verify().lapses] == [
+        "line 2: the clock went back 299.500 s: 2026-11-23T12:09:59.500Z to 2026-11-23T12:05:00.000Z"
+    ]
+    assert dated.by_script() == (
+        3,
+        [
+            "GAP: line 2: the clock went back from 2026-11-23T12:09:59.500Z to 2026-11-23T12:05:00.000Z",
+            f"GOOD: 5 lines, 5 of them under 1 signatures of {WHO}",
+        ],
+    )
+
+
+def test_how_late_is_late_is_the_caller_s_to_say(dated: Dated) -> None:
+    dated.line(0, "session.start")
+    dated.signed(125)
+    assert verify_log(read_log(dated.log), lambda *_: None, late_seconds=180).lapses == []
+
+
+def test_a_time_that_is_none_says_nothing(dated: Dated) -> None:
+    dated.line(0, "session.start", time="9" * 400)
+    dated.line(0, "session.start", time="yesterday")
+    assert dated.verify().lapses == []
+    assert dated.by_script() == (1, [f"BAD: line 0 of {dated.log}/2026-11-23.jsonl: it has no time"])

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,12 @@ from sshrec.audit.event import canonical, new_uid
 from sshrec.audit.log import Head
 from sshrec.authority.checkpoint import Checkpoints, advance
 from sshrec.authority.log_key import NAMESPACE, LogKey
-from sshrec.authority.service import Service
+from sshrec.authority.sealing import Sealing
 from sshrec.config import Config
 from sshrec.errors import DataError, Denied, Unreachable
 from sshrec.openssh import keygen
 from sshrec.openssh.certificate import read_certificate
-from sshrec.openssh.sshsig import verify_data
+from sshrec.openssh.sshsig import sign_data, verify_data
 from tests.lab.parts import wait
 
 
@@ -232,9 +232,66 @@ def test_two_ask_at_once(log: Log, service: AuthService, config: Config) -> None
 
 def test_the_service_uses_what_the_auditor_has(config: Config) -> None:
     """A key that allowed_signers does not name signs nothing that leaves."""
-    (config.public_dir / "allowed_signers").write_text("")
+    for directory in (config.public_dir, config.authority_dir / "keys"):
+        (directory / "allowed_signers").write_text("")
     with pytest.raises(DataError, match="is not audit@"):
-        Service(config)._sign(b"line")
+        Sealing(config)._sign(b"line")
+
+
+@pytest.mark.parametrize("harm", ["deleted", "emptied", "changed", "of before"])
+def test_the_public_copy_is_restored(config: Config, harm: str) -> None:
+    """Whoever signs next puts it right: of the keys that are gone nothing else has a record."""
+    key = LogKey(config)
+    allowed, of_before = config.public_dir / "allowed_signers", key.allowed_signers
+    key.make(time.time() + 5)
+    good = key.allowed_signers
+    assert good.count("\n") == 2
+    harmed = {"emptied": "", "changed": good.replace("audit@", "other@"), "of before": of_before}
+    if harm == "deleted":
+        allowed.unlink()
+    else:
+        allowed.write_text(harmed[harm])
+    assert key.allowed_signers == good
+    with LogKey(config).expected() as used:
+        assert used.read_text() == good
+    assert allowed.read_text() == good
+    assert not key.restore()
+
+
+def test_an_authority_that_had_one_copy_has_two(config: Config) -> None:
+    key, kept = LogKey(config), config.authority_dir / "keys" / "allowed_signers"
+    kept.unlink()
+    assert not key.restore()
+    assert kept.read_text() == (config.public_dir / "allowed_signers").read_text() == key.allowed_signers
+    assert kept.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_renewal_that_was_killed_between_the_copies(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = LogKey(config)
+    before = (config.public_dir / "allowed_signers").read_text()
+    monkeypatch.setattr(LogKey, "_write", _only_once(LogKey._write))
+    with pytest.raises(KeyboardInterrupt):
+        key.make(time.time() + 5)
+    monkeypatch.undo()
+    assert (config.public_dir / "allowed_signers").read_text() == before
+    key.settle()
+    assert key.restore()
+    with key.expected() as allowed:
+        signer, _ = key.signer()
+        signature = sign_data(signer, b"line", NAMESPACE, None)
+        verify_data(allowed, key.identity, NAMESPACE, b"line", signature, int(time.time()) + 10)
+
+
+def _only_once(write: Callable[[LogKey, Path, str], None]) -> Callable[[LogKey, Path, str], None]:
+    written: list[Path] = []
+
+    def once(key: LogKey, path: Path, text: str) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(key, path, text)
+
+    return once
 
 
 def test_a_certified_key_signs_while_its_certificate_is_valid(config: Config, tmp_path: Path) -> None:
@@ -264,10 +321,10 @@ def test_a_certified_key_signs_while_its_certificate_is_valid(config: Config, tm
     assert key.certify(read_certificate(line.read_bytes(), "it"), time.time()) == ca.fingerprint
     allowed = tmp_path / "allowed"
     allowed.write_text(f'{key.identity} cert-authority,namespaces="{NAMESPACE}" {ca.line}\n')
-    verify_data(allowed, key.identity, NAMESPACE, b"line", Service(config)._sign(b"line"))
+    verify_data(allowed, key.identity, NAMESPACE, b"line", Sealing(config)._sign(b"line"))
     certify("-2h:-1h")
     with pytest.raises(DataError, match="is not valid now"):
         key.certify(read_certificate(line.read_bytes(), "it"), time.time())
     (config.authority_dir / "keys" / "audit-cert.pub").write_bytes(line.read_bytes())
     with pytest.raises(DataError, match="is not audit@"):
-        Service(config)._sign(b"line")
+        Sealing(config)._sign(b"line")

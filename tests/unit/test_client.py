@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sshrec.openssh.client import Log, Run, checked_term, seen_host_key
+from sshrec.config import Config
+from sshrec.openssh.client import Log, Run, checked_term, configuration, environment, seen_host_key
 from sshrec.openssh.public_key import fingerprint
 
 KEY = "debug1: Server host key: ssh-ed25519 SHA256:true\r\n"
@@ -130,3 +132,47 @@ def test_a_term_that_passes(term: str) -> None:
 @pytest.mark.parametrize("term", [b"", b"\x1b]0;x", b"../../x", b"a b", b"x" * 65, b"-x", b"\xc3\xa9", b"a\n"])
 def test_a_term_that_does_not(term: bytes) -> None:
     assert checked_term(term) == "dumb"
+
+
+# ---- by a master --------------------------------------------------------------------------------------------
+
+
+def test_a_master_and_its_sessions() -> None:
+    run = Run(Path("/run/one"))
+    common: dict[str, Any] = {"login": "root", "name": "web1", "port": 22, "terminal": False, "lang": b"C.UTF-8"}
+    control = Path("/run/two/hop/mux")
+    own, session, master = (
+        configuration(Config(), run, **common, **more).splitlines()
+        for more in ({}, {"control": control}, {"control": control, "master": True})
+    )
+    assert {"ControlMaster no", "ControlPath none", "SessionType default", "SetEnv LANG=C.UTF-8"} <= {*own}
+    assert {"ControlMaster no", f"ControlPath {control}", "SessionType default", "SendEnv LANG"} <= {*session}
+    assert {"ControlMaster yes", f"ControlPath {control}", "SessionType none", "SendEnv LANG"} <= {*master}
+    assert environment("xterm")["LANG"] == "C.UTF-8"
+    assert environment("xterm", b"de_DE.UTF-8")["LANG"] == "de_DE.UTF-8"
+    assert "LANG" not in environment("xterm", b"$(id)")
+
+
+def test_what_a_session_says_that_goes_by_a_master() -> None:
+    log = Log()
+    log.feed(
+        b"debug1: Reading configuration data /x\r\ndebug1: mux_client_request_session: master session id: 7\r\n"
+    )
+    assert (log.established, log.number, log.messages) == (True, 7, [])
+    refused = Log()
+    refused.feed(b"mux_client_request_session: session request failed: Session open refused by peer\r\n")
+    assert (refused.established, refused.number) == (False, None)
+    refused.feed(b"debug1: Entering interactive session.\r\n")
+    assert (refused.established, refused.number, refused.messages) == (True, None, [])
+
+
+def test_how_the_sessions_of_a_master_end() -> None:
+    log = Log()
+    log.feed(b"debug1: Entering interactive session.\r\n")
+    log.feed(b"debug1: channel 2: new session [client-session] (inactive timeout: 0)\r\n")
+    log.feed(b"debug1: client_input_channel_req: channel 2 rtype exit-signal reply 0\r\n")
+    log.feed(b"debug1: client_input_channel_req: channel 4 rtype exit-status reply 0\r\n")
+    log.feed(b"debug1: client_input_channel_req: channel 4 rtype eow@openssh.com reply 0\r\n")
+    assert log.ends == {2: "exit-signal", 4: "exit-status"}
+    log.feed(b"debug1: channel 2: new [client-session]\r\n")  # as it was before OpenSSH 9.2
+    assert log.ends == {4: "exit-status"}

@@ -10,6 +10,7 @@ import pytest
 
 from sshrec.config import Config, Node, load, parse
 from sshrec.errors import ConfigError
+from sshrec.role import EXAMPLE
 
 
 def refusal(text: str) -> str:
@@ -194,3 +195,47 @@ def test_the_authority_lies_beside_the_data_and_not_in_it() -> None:
 )
 def test_mistakes_about_the_authority(text: str, said: str) -> None:
     assert said in refusal(f"authority: {text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: 'a b'", "'a b' cannot be the name of a role"),
+        ("name: a}, {name: a", "two roles are called 'a'"),
+        ("users: [joe]", "missing required field `name`"),
+        ("name: a, user: [joe]", "unknown setting 'roles[0].user' | did you mean users?"),
+        ("name: a, users: joe", "roles[0].users must be a list, not 'joe'"),
+        ("name: a, users: []", "length >= 1 - at `$.roles[0].users`"),
+        ("name: a, users: ['!joe']", "role a: users: '!joe' is no pattern of names"),
+        ("name: a, users: ['!joe']", "there is no '!'"),
+        ("name: a, logins: [Root]", "role a: logins: 'Root' is no login"),
+        ("name: a, logins: ['{allowed}-adm']", "'{allowed}-adm' is no login"),
+        ("name: a, logins: ['{user}*']", "'{user}*' is no login"),
+        ("name: a, nodes: [10.2.*]", "role a: nodes: '10.2.*' is no address and no network such as 10.2.0.0/16"),
+        ("name: a, nodes: [10.2.3.4/16]", "is an address within the network 10.2.0.0/16: write one of them"),
+        ("name: a, nodes: ['fe80::1%eth0/64']", "is no address and no network"),
+        ("name: a, nodes: ['Web*']", "'Web*' is no pattern of names (web*), network (10.2.0.0/16) or label"),
+        ("name: a, nodes: ['=prod']", "'=prod' is no pattern"),
+        ("name: a, kinds: [sftp]", "roles[0].kinds[0] must be one of shell, exec, upload, download, not 'sftp'"),
+        ("name: a, hours: [mon-fri 8-18]", "'mon-fri 8-18' are no hours such as mon-fri 08:00-18:00"),
+        ("name: a, sources: [office]", "role a: sources: 'office' is no address and no network"),
+        ("name: a, sessions: 0", "Expected `int` >= 1 - at `$.roles[0].sessions`"),
+        ("name: a, mfa: always", "roles[0].mfa must be one of login, session, not 'always'"),
+        ("name: a, mfa_grace: 5m", "role a: mfa_grace is for mfa: session only"),
+        ("name: a, session_length: 8", "Expected Duration, got int"),
+    ],
+)
+def test_mistakes_about_roles(text: str, said: str) -> None:
+    assert said in refusal(f"roles: [{{{text}}}]\n")
+
+
+def test_a_code_for_each_session_needs_a_second_factor() -> None:
+    text = "roles: [{name: a, mfa: session}]\n"
+    assert parse(text).second_factor == "otp"
+    assert "role a: mfa: session cannot be met with second_factor: off" in refusal(f"second_factor: off\n{text}")
+
+
+def test_the_example_of_roles() -> None:
+    dba, contractors, staff = parse(EXAMPLE).roles
+    assert (dba.mfa_grace, dba.record_input, contractors.kinds) == (900, True, ("shell",))
+    assert (contractors.logins, staff.logins) == (("{allowed}",), ("{user}",))

@@ -71,6 +71,18 @@ def test_what_is_written_and_what_is_signed() -> None:
     ]
 
 
+def test_where_sshd_has_penalties_the_bastion_is_exempt() -> None:
+    def line(listed: str) -> str:
+        made = planned(altered(settings={**FACTS.settings, "persourcepenaltyexemptlist": (listed,)}))
+        text = contents(made)["/etc/ssh/sshd_config.d/00-sshrec.conf"]
+        return next(line for line in text.splitlines() if line.startswith("PerSource"))
+
+    assert line("none") == "PerSourcePenaltyExemptList 10.0.0.5"
+    assert line("10.0.0.5") == "PerSourcePenaltyExemptList 10.0.0.5"  # ours, of the time before
+    assert line("192.0.2.0/24,::1") == "PerSourcePenaltyExemptList 10.0.0.5,192.0.2.0/24,::1"
+    assert line('::1," x') == "PerSourcePenaltyExemptList 10.0.0.5,::1"
+
+
 def test_without_a_krl_sshd_is_told_of_none() -> None:
     made = planned(krl=None)
     assert set(contents(made)) == {"/etc/ssh/sshrec_user_ca.pub", "/etc/ssh/sshd_config.d/00-sshrec.conf"}

@@ -156,6 +156,27 @@ def test_a_stream_past_its_limit_is_counted_and_hashed() -> None:
     assert [event for event in read(sink) if event.code == events.MARKER]
 
 
+def test_of_a_stream_that_passes_only_a_part_may_be_kept() -> None:
+    """What is left out takes no room, and is kept after all where it turns out to be needed."""
+    sink = Memory()
+    recording = recorder(sink, terminal=False, stream_limit=10)
+    recording.passed(1, b"head" + b"x" * 100, b"head", "stdout")
+    recording.passed(2, b"x" * 100, b"", "stdout")
+    recording.passed(3, b"", b"xx", "stdout")  # of what was left out
+    recording.transfer(4, {"path": "/a", "action": "upload"})
+    recording.output(5, b"12345678")
+    recording.close(6, WALL_MS, Outcome("exit", status=0))
+    assert streams(sink)["stdout"] == b"headxx1234"
+    said = [(event.code, event.data) for event in read(sink) if event.code in ("F", "m")]
+    assert said == [
+        ("F", '{"action":"upload","path":"/a"}'),
+        ("m", "stdout: from here on counted and hashed, not kept"),
+    ]
+    everything = b"head" + b"x" * 200 + b"12345678"
+    counted = next(json.loads(e.data) for e in read(sink) if e.code == "C" and '"stdout"' in e.data)
+    assert counted == {"stream": "stdout", "bytes": 212, "sha256": hashlib.sha256(everything).hexdigest()}
+
+
 def test_a_terminal_is_never_cut_short() -> None:
     sink = record([(0.1, b"x" * 10), (0.1, b"y" * 10)], stream_limit=15)
     assert streams(sink)["stdout"] == b"x" * 10 + b"y" * 10

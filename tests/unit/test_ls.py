@@ -87,6 +87,18 @@ def test_the_table(place: Place) -> None:
     assert "\x1b" not in done.stdout
 
 
+def test_those_of_one_user(place: Place) -> None:
+    own = place.put()
+    place.put(record(STEPS).text.replace(b'"user":"joe"', b'"user":"alice"'))
+    place.put(b"damaged\n")
+    done = place.sshrec("ls", "--user", "joe")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ID", own]
+    (found,) = json.loads(place.sshrec("ls", "--user", "joe", "--json").stdout)["recordings"]
+    assert found["id"] == own
+    done = place.sshrec("ls", "--user", "nobody")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no recordings of nobody yet\n")
+
+
 def test_start_is_local_time(place: Place) -> None:
     place.put()
     assert " 2025-11-23 10:14:14 " in place.sshrec("ls", TZ="Europe/Berlin").stdout
@@ -169,6 +181,7 @@ def test_the_json_of_a_recording(place: Place) -> None:
             "id": session,
             "start": "2025-11-23T09:14:14.123Z",
             "state": "finished",
+            "encrypted": False,
             "path": str(path),
             "duration": 83.5,
             "bytes": path.stat().st_size,

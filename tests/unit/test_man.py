@@ -18,10 +18,11 @@ from sshrec.cli.auth import sshrec_authd
 from sshrec.cli.ca import sshrec_ca
 from sshrec.cli.daemon import sshrecd
 from sshrec.cli.main import sshrec
-from sshrec.config import NOT_A_SETTING, Config, parse
+from sshrec.config import Config, parse
 from sshrec.recording import asciicast, events
 from sshrec.recording.recorder import Recorder
 from sshrec.recording.seal import Outcome
+from sshrec.strict import NOT_A_SETTING
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "man").glob("man?/*.?"))
@@ -79,9 +80,16 @@ def commands() -> dict[str, click.Command]:
 
 
 def options(command: click.Command) -> set[str]:
+    """Of a command, and of those below it where they share its page."""
+    below: set[str] = set()
+    if isinstance(command, click.Group) and command not in (sshrec, sshrec_ca):
+        context = click.Context(command)
+        found = [command.get_command(context, name) for name in command.list_commands(context)]
+        below = set().union(*(options(one) for one in found if one is not None))
     context = click.Context(command, **(command.context_settings or sshrec.context_settings))
     shown = [parameter for parameter in command.get_params(context) if isinstance(parameter, click.Option)]
-    return {name for option in shown if not option.hidden for name in (*option.opts, *option.secondary_opts)}
+    own = {name for option in shown if not option.hidden for name in (*option.opts, *option.secondary_opts)}
+    return own | below
 
 
 def documented(text: str) -> set[str]:

@@ -6,8 +6,10 @@ import fcntl
 import io
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +18,16 @@ from hypothesis import strategies as st
 
 from sshrec.errors import DataError, NotFound, RecordingError
 from sshrec.recording import packing, reader
+from sshrec.recording.recovery import Found
 from sshrec.recording.seal import is_seal
 from sshrec.storage import local
 from sshrec.storage.local import Store
-from tests.recordings import SESSION, Step, noise, record
+from tests.recordings import SESSION, WALL_MS, Step, noise, record
+
+if sys.version_info >= (3, 14):
+    from compression import zstd as zstandard
+else:
+    from backports import zstd as zstandard
 
 STEPS: list[Step] = [(0.01, b"%06d \x1b[1m" % n + noise(1500, n).hex().encode()) for n in range(1000)]
 
@@ -225,7 +233,7 @@ def test_a_crash_at_any_step_loses_nothing(store: Store, text: bytes, where: Any
 def test_while_both_are_there_the_plain_one_is_the_truth(store: Store, text: bytes) -> None:
     put(store, text)
     store.packed(SESSION).write_bytes(b"half of an older try")
-    store.packed(SESSION).with_suffix(".zst.new").write_bytes(b"and of another")
+    store.part(SESSION).write_bytes(b"and of another")
     assert store.current(SESSION) == store.path(SESSION)
     assert store.pack(SESSION)
     assert zstd("-dc", store.packed(SESSION)) == text
@@ -269,3 +277,152 @@ def test_reading_while_it_is_packed(store: Store, text: bytes) -> None:
         assert store.pack(SESSION)
         events += list(recording)
     assert events == list(reader.open_path(store.current(SESSION)))
+
+
+# Ahead of a session's end
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions are long from a megabyte on."""
+    monkeypatch.setattr(local, "AHEAD_BYTES", 1 << 20)
+    monkeypatch.setattr(packing, "FRAME_BYTES", 1 << 18)
+
+
+def compressed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of what is compressed from now on."""
+    sizes: list[int] = []
+
+    real = zstandard.ZstdCompressor
+
+    class Counting:
+        FLUSH_FRAME = real.FLUSH_FRAME
+
+        def __init__(self, options: Any) -> None:
+            self._real = real(options=options)
+            self.compress = self._real.compress
+
+        def set_pledged_input_size(self, size: int) -> None:
+            sizes.append(size)
+            self._real.set_pledged_input_size(size)
+
+    monkeypatch.setattr(packing, "zstd", SimpleNamespace(**{**vars(zstandard), "ZstdCompressor": Counting}))
+    return sizes
+
+
+def test_a_long_live_recording_is_packed_ahead(
+    store: Store, text: bytes, little: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(store, b"")
+    whole = pack(text).getvalue()
+    grew = []
+    with path.open("ab", buffering=0) as worker:
+        fcntl.flock(worker, fcntl.LOCK_EX)
+        for at in range(0, len(text), 700_000):
+            worker.write(text[at : at + 700_000])  # in the midst of lines, too
+            grew.append(store.pack_ahead(SESSION))
+            assert path.read_bytes() == text[: at + 700_000], "the plain file stays whole"
+            assert list(store) == [(SESSION, path)], "readers see no part"
+        part = store.part(SESSION)
+        assert whole.startswith(part.read_bytes()[:-2000])
+        assert text.startswith(zstd("-dc", part))
+        assert not store.pack(SESSION), "its worker lives"
+    assert grew.count(True) in (1, 2), "a megabyte each time, or not at all"
+    done = packing.packed_ahead(io.BytesIO(part.read_bytes()))
+    assert done > 1 << 20
+    sizes = compressed(monkeypatch)
+    assert store.pack(SESSION)
+    assert sum(sizes) == len(text) - done, "only the rest is compressed at the end"
+    assert os.listdir(path.parent) == [f"{SESSION}.cast.zst"]
+    assert store.packed(SESSION).read_bytes() == whole
+
+
+def test_a_short_one_is_not_nor_one_that_is_not_there(store: Store, text: bytes, little: None) -> None:
+    with pytest.raises(NotFound):
+        store.pack_ahead(SESSION)
+    path = put(store, text[: (1 << 20) - 1])
+    assert not store.pack_ahead(SESSION)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_two_packers_do_not_meet(store: Store, text: bytes, little: None) -> None:
+    path = put(store, text)
+    assert store.pack_ahead(SESSION)
+    with store.part(SESSION).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        put(store, text + text)
+        assert not store.pack_ahead(SESSION)
+        put(store, text)
+        assert not store.pack(SESSION)
+    assert path.exists()
+    assert store.pack(SESSION)
+
+
+def _other(text: bytes) -> bytes:
+    """The part of another recording of that length, and with the same ends of its chunks."""
+    return text.replace(b"0", b"1")
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "zeros", "stale", "empty", "doubled", "noise", "small frames"])
+def test_a_part_that_is_wrong_is_thrown_away(store: Store, text: bytes, little: None, harm: str) -> None:
+    path = put(store, text)
+    assert store.pack_ahead(SESSION)
+    part = store.part(SESSION)
+    good = part.read_bytes()
+    first = packing.frames(io.BytesIO(good))[0]
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 8
+    small = b"".join(zstandard.compress(text[at : at + 1000]) for at in range(0, 100_000, 1000))
+    harmed = {
+        "cut": good[: len(good) // 2],
+        "flipped": bytes(flipped),
+        "zeros": good[:9000] + bytes(len(good) - 9000),
+        "stale": zstandard.compress(_other(text[: first.size])) + good[first.packed :],
+        "empty": b"",
+        "doubled": good + good,
+        "noise": noise(100_000, seed=1),
+        "small frames": small,
+    }[harm]
+    part.write_bytes(harmed)
+    put(store, text + text)
+    store.pack_ahead(SESSION)  # may go on with it, or not
+    put(store, text)
+    assert store.pack(SESSION)
+    assert store.packed(SESSION).read_bytes() == pack(text).getvalue()
+    assert os.listdir(path.parent) == [f"{SESSION}.cast.zst"]
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "hard link", "of a strange mode"])
+def test_a_part_that_is_no_file_of_ours_is_not_written_to(
+    store: Store, text: bytes, little: None, kind: str, tmp_path: Path
+) -> None:
+    put(store, text)
+    part, precious = store.part(SESSION), tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    if kind == "link":
+        part.symlink_to(precious)
+    elif kind == "fifo":
+        os.mkfifo(part)
+    elif kind == "hard link":
+        os.link(precious, part)
+    else:
+        part.write_bytes(b"")
+        part.chmod(0o666)
+    assert store.pack_ahead(SESSION)
+    assert store.pack(SESSION)
+    assert precious.read_bytes() == b"precious"
+    assert store.packed(SESSION).stat().st_mode & 0o777 == 0o640
+    assert zstd("-dc", store.packed(SESSION)) == text
+
+
+def test_what_was_begun_and_never_became_a_recording_goes(store: Store) -> None:
+    path = put(store, b"")
+    path.rename(path.with_suffix(".new"))
+    store.part(SESSION).touch()
+    assert list(store.unfinished()) == [SESSION]
+    assert list(store) == []
+    assert store.recover(SESSION, WALL_MS, "") is Found.ABSENT
+    assert os.listdir(path.parent) == [f"{SESSION}.new"], "it may be about to begin"
+    assert store.recover(SESSION, WALL_MS + 7200_000, "") is Found.ABSENT
+    assert os.listdir(path.parent) == []
+    assert list(store.unfinished()) == []

@@ -43,7 +43,7 @@ def events_of(text: bytes) -> list[Event]:
 
 def packed(path: Path, text: bytes) -> Path:
     plain = io.BytesIO(text)
-    with path.open("wb") as target:
+    with path.open("w+b") as target:
         packing.pack(plain, target)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import unicodedata
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from sshrec.config import Config
 from sshrec.errors import UsageError
-from sshrec.gateway.request import LIMIT, parse
+from sshrec.gateway.request import LIMIT, check_recordable, parse
 from sshrec.openssh import client
 from sshrec.session import HOST, LOGIN, Request, Target, never_a_target
 
@@ -199,3 +200,19 @@ def test_ssh_reads_what_we_meant(login: str, host: str, port: int | None) -> Non
     assert seen["forwardagent"] == "no"
     assert seen["batchmode"] == "yes"
     assert seen["userknownhostsfile"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("command", "recordable"),
+    [
+        ("mosh-server 'new' '-c' '8' '-s'", False),
+        ("sh -c '[ -n \"$SSH_CONNECTION\" ] && printf 1' ; mosh-server 'new' '-s'", False),
+        ("/opt/mosh/bin/mosh-server new -p 60001", False),
+        ("mosh-server --version", True),
+        ("grep 'mosh-server new' log", True),
+    ],
+)
+def test_mosh(command: str, recordable: bool) -> None:
+    wanted = asked(f"root@web1 {command}")
+    with contextlib.nullcontext() if recordable else pytest.raises(UsageError, match="mosh cannot be recorded"):
+        check_recordable(wanted)

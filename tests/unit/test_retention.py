@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,3 +262,33 @@ def test_a_link_is_not_followed(store: Store, tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError):
         removal.facts(path)
+
+
+def test_what_is_left_of_a_session_without_a_header_goes_like_a_recording(store: Store, tmp_path: Path) -> None:
+    store.packed(SESSION).unlink()
+    store.part(SESSION).touch()
+    torn = store.path(SESSION).with_suffix(".torn")
+    torn.write_bytes(b'{"version":2,"wid')
+    assert store.remnant(SESSION) == torn
+    assert removal.stored(store) == [Stored(SESSION, torn.stat().st_blocks * 512, packed=True)]
+    said: list[dict[str, Any]] = []
+    Removal(store, tmp_path / "intent").remove(SESSION, "u" * 16, said.append)
+    digest = hashlib.sha256(b'{"version":2,"wid').hexdigest()
+    assert said == [{"sid": SESSION, "torn": True, "file_bytes": 17, "file_sha256": digest}]
+    assert left(store) == []
+
+
+def test_torn_bytes_beside_a_recording_are_no_recording(store: Store) -> None:
+    assert store.remnant(SESSION) is None
+    assert [one.session for one in removal.stored(store)] == [SESSION]
+
+
+def test_what_lay_beside_a_removed_recording_is_removed_too(store: Store, tmp_path: Path) -> None:
+    """The directory's names may reach the disk in any order."""
+    remover = Removal(store, tmp_path / "intent")
+    with pytest.raises(AuditError):
+        remover.remove(SESSION, "u" * 16, _refuse)
+    store.packed(SESSION).unlink()
+    assert remover.interrupted(lambda _uid: True) == SESSION
+    remover.finish(SESSION)
+    assert left(store) == []

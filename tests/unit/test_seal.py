@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sshrec.errors import DataError
 from sshrec.recording import reader
 from sshrec.recording.recovery import Found, recover
 from sshrec.recording.seal import CHUNK_BYTES, Outcome, is_seal, read_seal
-from tests.recordings import SESSION, WALL_MS, Memory, Step, record
+from tests.recordings import EXIT, SESSION, WALL_MS, Memory, Step, record
 
 STEPS: list[Step] = [
     (0.1, b"root@web1:~# "),
@@ -54,12 +55,12 @@ def check(text: bytes) -> list[dict[str, Any]]:
     return seals
 
 
-def kill_and_recover(path: Path, text: bytes) -> bytes:
+def kill_and_recover(path: Path, text: bytes, expected: Found = Found.SEALED) -> bytes:
     """What recovery makes of a recording that was cut off."""
     path.write_bytes(text)
     with path.open("r+b") as file:
         found = recover(file, SESSION, path.with_suffix(".torn"), WALL_MS + 60_000, "its worker died")
-        assert found is Found.SEALED
+        assert found is expected
     return path.read_bytes()
 
 
@@ -146,14 +147,46 @@ def test_without_a_whole_header_there_is_nothing_to_seal(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["seal", "event"])
-def test_damage_is_kept_and_sealed_over(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("later", "byte"), [(0.1, b"!"), (61.0, b"\0")], ids=["no hole", "an old hole"])
+def test_damage_is_kept_and_sealed_over(tmp_path: Path, kind: str, later: float, byte: bytes) -> None:
     """A line that cannot be read stays where it is: it is evidence, and verification will name it."""
-    lines = record(STEPS, outcome=None).text.splitlines(keepends=True)
+    lines = record([*STEPS, (later, b"later")], outcome=None).text.splitlines(keepends=True)
     number = next(n for n, line in enumerate(lines) if is_seal(line) == (kind == "seal") and n > 1)
-    lines[number] = lines[number][:9] + b"\0" * 20 + b"\n"
+    lines[number] = lines[number][:9] + byte * 20 + b"\n"
     recovered = kill_and_recover(tmp_path / "a.cast", b"".join(lines))
     assert recovered.startswith(b"".join(lines))
     assert read_seal(recovered.splitlines(keepends=True)[-1])["end"]["reason"] == "aborted"
+
+
+@pytest.mark.parametrize("outcome", [None, EXIT], ids=["aborted", "with its end"])
+def test_from_a_hole_on_everything_is_set_aside(tmp_path: Path, outcome: Outcome | None) -> None:
+    """After a power cut, a page may be on disk and the one before it not: what was synced ends before both."""
+    text = record([*STEPS, (0.1, b"lost"), (0.1, b"not lost")], outcome=outcome).text
+    at = text.index(b"lost")
+    left = text[: at - 3] + bytes(10) + text[at + 7 :] + bytes(700)
+    recovered = kill_and_recover(tmp_path / "a.cast", left)
+    whole = text[: text.rindex(b"\n", 0, at) + 1]
+    assert recovered.startswith(whole)
+    assert check(recovered)[-1]["end"]["reason"] == "aborted"
+    assert (tmp_path / "a.torn").read_bytes() == left[len(whole) : -700], "without the zeros at the end"
+    assert kill_and_recover(tmp_path / "a.cast", recovered, Found.FINISHED) == recovered
+
+
+def test_zeros_after_the_end_only_go(tmp_path: Path) -> None:
+    text = record(STEPS).text
+    assert kill_and_recover(tmp_path / "a.cast", text + bytes(5000), Found.FINISHED) == text
+    assert kill_and_recover(tmp_path / "a.cast", bytes(5000), Found.EMPTY) == bytes(5000)
+    assert not (tmp_path / "a.torn").exists()
+
+
+def test_what_a_second_crash_tears_is_kept_behind_the_first(tmp_path: Path) -> None:
+    path, torn = tmp_path / "a.cast", tmp_path / "a.torn"
+    whole = record(STEPS, outcome=None).text
+    torn.write_bytes(b"[14.7,first")
+    for left in (b"[14.7,first", b"second", b"second"):
+        kill_and_recover(path, whole + left)
+    assert torn.read_bytes() == b"[14.7,firstsecond"
+    assert sorted(os.listdir(tmp_path)) == ["a.cast", "a.torn"]
 
 
 def test_only_a_seal_is_read_as_one() -> None:

@@ -19,7 +19,7 @@ from sshrec.recording import packing
 from sshrec.recording.recorder import Recorder
 from sshrec.recording.recovery import recover
 from sshrec.recording.seal import CHUNK_BYTES, Chain, Outcome, is_seal, read_seal
-from sshrec.recording.verification import LINE_MAX, State, Verdict, verify, verify_path
+from sshrec.recording.verification import LINE_MAX, NO_HEADER, State, Verdict, verify, verify_path
 from sshrec.session import session_id
 from tests.recordings import EXIT, SESSION, WALL_MS, Memory, Step, header, noise, record
 
@@ -584,3 +584,12 @@ def test_a_line_at_the_limit_and_one_over_it() -> None:
     assert said(sealed([header(), of(LINE_MAX)])) == "COMPLETE"
     assert "a line of more bytes" in said(sealed([header(), of(2 * LINE_MAX)]))
     assert CHUNK_BYTES < LINE_MAX
+
+
+@pytest.mark.parametrize("left", [b'{"version":2,"wid', bytes(300) + b'"}\n[0.1,"o","x"]\n', b"anything"])
+def test_what_is_left_of_a_session_without_a_header_may_be_anything(tmp_path: Path, left: bytes) -> None:
+    torn = tmp_path / f"{SESSION}.torn"
+    torn.write_bytes(left)
+    assert (verify_path(torn).state, verify_path(torn).gap) == (State.INCOMPLETE, NO_HEADER)
+    torn.write_bytes(record([(1.0, b"hello")]).text.replace(b"hello", b"hallo"))
+    assert verify_path(torn.rename(tmp_path / f"{SESSION}.cast")).state is State.BAD

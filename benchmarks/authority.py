@@ -48,7 +48,7 @@ def main() -> int:
 
 def _warm(config: Config, ledger: Ledger, key: Path) -> list[tuple[str, str, str]]:
     """In a process that has everything imported, as a service has."""
-    keys = Keys(config, ledger)
+    keys = Keys(config, ledger, "nobody")
     keys.init(time.time(), None)
     public = public_key.read(f"{key}.pub")
     ca = config.authority_dir / "keys" / "user_ca"

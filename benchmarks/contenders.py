@@ -85,8 +85,8 @@ def missing(contender: Contender) -> str | None:
 
 
 def _stays(pid: int) -> bool:
-    """Whether a process is sshrecd's for as long as that runs: the audit log's writer."""
-    return accounting.program(pid) == "sshrec-audit"
+    """Whether a process is sshrecd's for as long as that runs: the audit log's writer, the warden of locks."""
+    return accounting.program(pid) in ("sshrec-audit", "sshrec-warden")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from sshrec.config import NOT_A_SETTING, Config
+from sshrec.config import Config
 from sshrec.duration import Duration
+from sshrec.hours import Hours
 from sshrec.size import Size
+from sshrec.strict import NOT_A_SETTING
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "man/sshrec.yaml.5.in"
@@ -39,6 +41,7 @@ class Setting:
     default: str | None
     inner: tuple[Setting, ...]
     listed: bool  # `inner` are the keys of each item of a list
+    example: str = ""  # YAML, the key with it
 
 
 def settings(kind: type) -> Iterator[Setting]:
@@ -49,6 +52,7 @@ def settings(kind: type) -> Iterator[Setting]:
             continue
         annotated, *metas = get_args(hints[field.name])
         meta = next(meta for meta in metas if isinstance(meta, msgspec.Meta))
+        bounds = _bounds(annotated) or meta
         plain = _plain(annotated)
         listed = get_origin(plain) is tuple
         inner = _plain(get_args(plain)[0]) if listed else plain
@@ -56,11 +60,18 @@ def settings(kind: type) -> Iterator[Setting]:
         yield Setting(
             field.name,
             str(meta.description),
-            _kind(plain, meta),
+            _kind(plain, bounds),
             None if default is MISSING or is_dataclass(default) else _yaml(default),
             tuple(settings(inner)) if isinstance(inner, type) and is_dataclass(inner) else (),
             listed,
+            "".join(meta.examples or ()),
         )
+
+
+def _bounds(kind: Any) -> msgspec.Meta | None:
+    """The constraints of `Annotated[…] | None`."""
+    parts = [meta for part in get_args(kind) for meta in getattr(part, "__metadata__", ())]
+    return next((meta for meta in parts if isinstance(meta, msgspec.Meta)), None)
 
 
 def _plain(kind: Any) -> Any:
@@ -84,6 +95,8 @@ def _kind(kind: Any, meta: msgspec.Meta) -> str:
         return "duration"
     if kind is Size:
         return "size"
+    if kind is Hours:
+        return "hours"
     if kind is int:
         low, high = meta.ge, meta.le
         return "number" + (f" from {low}" if low is not None else "") + (f" to {high}" if high is not None else "")
@@ -100,8 +113,8 @@ def _yaml(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
-    return "{}" if value == {} else '"*"' if value == "*" else str(value)
+        return f"[{', '.join(map(_yaml, value))}]"
+    return "{}" if value == {} else f'"{value}"' if str(value)[:1] in ("*", "{") else str(value)
 
 
 def page() -> str:
@@ -117,6 +130,9 @@ def _mdoc(keys: typing.Iterable[Setting]) -> Iterator[str]:
         if key.default:
             yield "Default:"
             yield f".Ql {_escape(key.default)} ."
+        if key.example:
+            yield "For example:"
+            yield from (".Bd -literal -offset indent", *map(_escape, key.example.splitlines()), ".Ed", ".Pp")
         if key.inner:
             yield "Each of them has:" if key.listed else "Below it:"
             yield from _mdoc(key.inner)
@@ -154,6 +170,7 @@ def _sample(keys: typing.Iterable[Setting], indent: str) -> Iterator[str]:
         prefix = f"{indent}# "
         yield textwrap.fill(comment, 100, initial_indent=prefix, subsequent_indent=prefix) + "\n"
         yield f"{indent}#{key.name}:{' ' + key.default if key.default else ''}\n"
+        yield from (f"{indent}# {line}\n" for line in key.example.splitlines())
         if key.inner and not key.listed:
             yield from _sample(key.inner, indent + "  ")
 

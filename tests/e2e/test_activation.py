@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sshrec.audit.log import Line, read_log
+from sshrec.audit.log import Line, files, read_log
 from tests.e2e.recorded import last
 from tests.e2e.test_audit import told
 from tests.lab import Lab
@@ -95,9 +95,7 @@ def test_what_will_keep_people_out_is_in_the_log(lab: Lab) -> None:
 
 
 def _lines(log: Path) -> list[Line]:
-    if not log.is_dir() or not any(log.iterdir()):
-        return []
-    return [item for item in read_log(log) if isinstance(item, Line)]
+    return [item for item in read_log(log) if isinstance(item, Line)] if files(log) else []
 
 
 def _deaf(place: Path) -> bool:

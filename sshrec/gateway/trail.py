@@ -20,6 +20,7 @@ from sshrec.audit.event import AuditError, uid_of
 from sshrec.errors import DataError, RecordingError, SshrecError
 from sshrec.gateway.ending import FOREVER
 from sshrec.gateway.relay import Loop
+from sshrec.gateway.transfer.carried import carried
 from sshrec.gateway.transfer.fact import Fact
 from sshrec.gateway.transfer.told import told
 from sshrec.recording.asciicast import rfc3339
@@ -155,6 +156,7 @@ class Trail:
             self._journal.send("client.disconnect", {**self._common, "reason": outcome.detail or outcome.reason})
         if ran and self._facts["kind"] == "exec":
             said = {"exitCode": str(outcome.status), **_also(self._facts, "command", "command_bytes")}
+            said |= carried(self._facts.get("command", ""))
             if outcome.detail:
                 said["exitError"] = outcome.detail
             code = "T3002E" if outcome.status else "T3002I"

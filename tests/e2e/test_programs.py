@@ -22,6 +22,7 @@ import pytest
 
 from sshrec.openssh import public_key
 from tests.e2e import test_destinations as bound
+from tests.e2e.test_audit import newest, of
 from tests.e2e.transparent import Through
 from tests.lab import PROMPT, Lab
 
@@ -117,10 +118,10 @@ def test_ssh_with_a_terminal(lab: Lab, through: Through) -> None:
         child.expect(b"ready")
         child.sendintr()
         child.expect(b"caught")
-        child.setwinsize(50, 132)
         child.expect(PROMPT)
-        child.sendline("stty size; exit 5")
-        child.expect(b"50 132")
+        child.setwinsize(50, 132)  # ssh sends it when it sees the signal, perhaps after what is typed next
+        child.sendline('until [ "$(stty size)" = "50 132" ]; do sleep 0.05; done; stty size; exit 5')
+        child.expect(b"\r\n50 132\r\n")
         child.expect(pexpect.EOF)
         child.wait()
         assert child.exitstatus == 5
@@ -316,6 +317,13 @@ def test_rsync(through: Through, source: Path, scratch: Path, tmp_path: Path) ->
     failed = through.run("rsync", *flags, f"{WEB1}:{scratch}/nothing/", tmp_path / "none")
     assert failed.returncode == 23
     assert b"No such file" in failed.stderr
+    assert asked(through.lab) == ("download", [f"{scratch}/nothing/"])
+
+
+def asked(lab: Lab) -> tuple[str, list[str]]:
+    """Which way the newest command carried something, and what, as the audit log has it."""
+    (event,) = [event for event in of(lab, newest(lab)) if event["event"] == "exec"]
+    return event["direction"], event["paths"]
 
 
 def many(root: Path, count: int) -> None:
@@ -344,6 +352,7 @@ def test_git(through: Through, scratch: Path, tmp_path: Path) -> None:
     refused = git("clone", "-q", f"{WEB1}:{scratch}/none.git", "three")
     assert refused.returncode == 128
     assert b"does not appear to be a git repository" in refused.stderr
+    assert asked(through.lab) == ("download", [f"{scratch}/none.git"])
 
 
 # ---- ansible -------------------------------------------------------------------------------------------

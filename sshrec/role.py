@@ -95,6 +95,13 @@ class Role:
     require_sk: Annotated[
         bool, _doc("Only for users whose key is held by a FIDO security key (ssh-keygen -t ed25519-sk).")
     ] = False
+    verify_required: Annotated[
+        bool,
+        _doc(
+            "Only for users whose certificate has their security key ask for a PIN or a finger each time "
+            "(sshrec-ca sign --verify-required)."
+        ),
+    ] = False
     recording: Annotated[
         Literal["strict", "best_effort"],
         _doc("strict: a session that cannot be recorded ends. best_effort: it goes on, marked for ever after."),

@@ -53,6 +53,7 @@ class Credential:
     blob: str  # base64
     key_id: str | None = None  # of a certificate
     serial: int | None = None
+    verify_required: bool = False  # a FIDO key's certificate, and sshd has seen that the key verified its holder
 
     @property
     def line(self) -> str:

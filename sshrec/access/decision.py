@@ -53,13 +53,15 @@ class Subject:
     """Who asks, and what is known of it; what is None is not known, and then no role that wants it allows.
 
     `logins`: that the user was given; `source`: the client's address; `algorithm`: of the key or certificate
-    that opened the bastion; `live`: the user's sessions, without the one that is asked for; `locks`: all.
+    that opened the bastion; `verify_required`: whether that is the certificate of a FIDO key that has to verify
+    its holder; `live`: the user's sessions, without the one that is asked for; `locks`: all.
     """
 
     user: str
     logins: frozenset[str] | None = None
     source: Address | None = None
     algorithm: str | None = None
+    verify_required: bool = False
     live: int | None = None
     locks: tuple[Lock, ...] = ()
 

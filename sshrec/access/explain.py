@@ -94,7 +94,9 @@ def _exactly(case: Case, decision: Allow | Unmet) -> Allow | Unmet:
 
 
 def _relaxed(role: Role, *, anywhere: bool) -> Role:
-    return replace(role, require_sk=False, sessions=None, sources=() if anywhere else role.sources)
+    return replace(
+        role, require_sk=False, verify_required=False, sessions=None, sources=() if anywhere else role.sources
+    )
 
 
 def _conditions(role: Role, *, anywhere: bool) -> tuple[str, ...]:
@@ -103,6 +105,8 @@ def _conditions(role: Role, *, anywhere: bool) -> tuple[str, ...]:
         said.append(f"from {', '.join(role.sources)}")
     if role.require_sk:
         said.append("with a FIDO security key")
+    if role.verify_required:
+        said.append("with a certificate that has verify-required")
     if role.sessions is not None:
         said.append(f"with fewer than {role.sessions} {'session' if role.sessions == 1 else 'sessions'}")
     return tuple(said)

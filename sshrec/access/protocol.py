@@ -80,6 +80,7 @@ class Authorise(msgspec.Struct, frozen=True, kw_only=True, tag="authorise"):
     fingerprint: str
     key_id: str | None
     serial: int | None
+    verify_required: bool
     live: int  # sessions of this user at the time, without this one
 
 

@@ -103,6 +103,10 @@ class CompiledRole:
             yield None
         else:
             yield "the key that opened the bastion is not held by a FIDO security key"
+        if not role.verify_required or subject.verify_required:
+            yield None
+        else:
+            yield "the certificate that opened the bastion is not one with verify-required"
         if role.sessions is None or (subject.live is not None and subject.live < role.sessions):
             yield None
         elif subject.live is None:

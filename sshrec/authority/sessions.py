@@ -128,6 +128,7 @@ def _case(
             logins=logins,
             source=source,
             algorithm=asked.algorithm,
+            verify_required=asked.verify_required,
             live=asked.live,
             locks=held,
         ),

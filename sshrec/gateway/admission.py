@@ -144,7 +144,13 @@ class Admission:
         addresses = network.resolve(place.lookup, place.port, seconds, self._loop, self._until)
         self._known(addresses=list(map(str, addresses)))
         return Case(
-            subject=Subject(user=user.name, source=visit.source, algorithm=credential.algorithm, live=self._live),
+            subject=Subject(
+                user=user.name,
+                source=visit.source,
+                algorithm=credential.algorithm,
+                verify_required=credential.verify_required,
+                live=self._live,
+            ),
             login=target.login,
             kind=kind,
             place=place,

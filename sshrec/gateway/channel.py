@@ -38,6 +38,7 @@ class Whose(msgspec.Struct, frozen=True, kw_only=True):
     blob: str
     key_id: str | None
     serial: int | None
+    verify_required: bool
     login: str
     host: str
     port: int | None
@@ -48,7 +49,7 @@ class Whose(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def credential(self) -> Credential:
         """What opened the outer connection."""
-        return Credential(self.algorithm, self.blob, self.key_id, self.serial)
+        return Credential(self.algorithm, self.blob, self.key_id, self.serial, self.verify_required)
 
     @property
     def person(self) -> User:

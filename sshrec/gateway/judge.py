@@ -152,5 +152,6 @@ def _question(case: Case, target: Target, credential: Credential) -> Authorise:
         fingerprint=fingerprint(credential.blob),
         key_id=credential.key_id,
         serial=credential.serial,
+        verify_required=credential.verify_required,
         live=subject.live or 0,
     )

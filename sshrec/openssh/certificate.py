@@ -98,9 +98,12 @@ def accepted(auth_info: bytes) -> Credential | None:
         wire = Wire(b64decode(blob, validate=True))
         _key(wire)
         serial, _, key_id = wire.number(8), wire.number(4), _text(wire.string())
+        wire.string()  # principals
+        wire.number(8), wire.number(8)
+        critical = _options(wire.string())
     except ValueError as error:
         raise Denied("cannot read the certificate that opened this login") from error
-    return Credential(algorithm, blob, key_id, serial)
+    return Credential(algorithm, blob, key_id, serial, "verify-required" in critical)
 
 
 def read_certificate(data: bytes, name: str) -> Certificate:

@@ -205,6 +205,7 @@ def question(lab: Lab, login: str = "root", host: str = "web1", **other: Any) ->
         "fingerprint": "SHA256:x",
         "key_id": "joe",
         "serial": lab.laptops["joe"].serial,
+        "verify_required": False,
         "live": 0,
     }
     return Authorise(**{**facts, **other})

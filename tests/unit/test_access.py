@@ -38,10 +38,12 @@ roles:
   sources: [192.0.2.0/24]
   sessions: 2
   require_sk: yes
+  verify_required: yes
   session_length: 4h
 - name: staff
   nodes: ["web*"]
 """
+KEY = "with a FIDO security key; with a certificate that has verify-required"
 MONDAY = ("--at", "2026-11-23 12:00")
 
 
@@ -112,7 +114,7 @@ def test_a_refusal_names_the_role_that_came_nearest(people: Bastion) -> None:
 
 def test_what_is_not_said_is_told_as_a_condition(people: Bastion) -> None:
     *_, said, _, verdict, status = people.access("ext-bob", "app@web1")
-    conditions = "from 192.0.2.0/24; with a FIDO security key; with fewer than 2 sessions"
+    conditions = f"from 192.0.2.0/24; {KEY}; with fewer than 2 sessions"
     assert said == f'  yes  role "contractors"  {conditions}; 4h at most'
     assert (verdict, status) == (f'allowed by role "contractors", {conditions}', "0")
 
@@ -141,7 +143,7 @@ def test_a_node_that_is_not_there(bastion: Bastion) -> None:
 
 def test_who_may(people: Bastion) -> None:
     assert people.access("--who", "app@web1", "--from", "192.0.2.9") == [
-        'ext-bob  role "contractors"  with a FIDO security key; with fewer than 2 sessions; 4h at most',
+        f'ext-bob  role "contractors"  {KEY}; with fewer than 2 sessions; 4h at most',
         "0",
     ]
     assert people.access("--who", "postgres@db1") == [

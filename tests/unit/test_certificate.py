@@ -410,6 +410,15 @@ def test_key_id_and_serial_of_a_login(kind: str, signed: Callable[..., Certifica
     assert found.line == f"{certificate.algorithm} {certificate.blob}\n"
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("sk-")])
+def test_whether_the_key_verifies_its_holder(kind: str, signed: Callable[..., Certificate]) -> None:
+    for arguments, required in ([], False), (["-O", "verify-required"], True):
+        certificate = signed(kind, arguments=["-I", "joe", "-n", "joe", *arguments])
+        found = accepted(f"publickey {certificate.algorithm} {certificate.blob}\n".encode())
+        assert found is not None
+        assert found.verify_required is required
+
+
 def test_a_plain_key_has_no_key_id() -> None:
     found = accepted(b"publickey ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGo=\n")
     assert found is not None

@@ -219,6 +219,14 @@ def test_a_security_key_is_told_by_its_algorithm(algorithm: str | None) -> None:
     assert said(answer) == ('no: role "dba": the key that opened the bastion is not held by a FIDO security key')
 
 
+def test_a_certificate_that_has_its_key_verify_its_holder() -> None:
+    config = parse("roles: [{name: dba, nodes: [web1], verify_required: yes}]")
+    refused = 'no: role "dba": the certificate that opened the bastion is not one with verify-required'
+    assert said(decide(config, "joe@web1", "10.2.0.11", subject=JOE)) == refused
+    verified = replace(JOE, verify_required=True)
+    assert said(decide(config, "joe@web1", "10.2.0.11", subject=verified)) == 'yes: role "dba" at 10.2.0.11'
+
+
 def test_whom_no_role_is_for_is_denied() -> None:
     config = parse("roles: [{name: dba, users: [alice]}]")
     assert decide(config, "joe@web1") == Deny("roles", "no role is for user joe")

@@ -58,6 +58,7 @@ def roles(*nodes: str) -> st.SearchStrategy[Role]:
         nodes=some(*nodes),
         kinds=st.none() | st.lists(st.sampled_from(KINDS), min_size=1, unique=True).map(tuple),
         require_sk=st.booleans(),
+        verify_required=st.booleans(),
         hours=st.sampled_from([(), (Hours.parse("mon-fri 08:00-18:00"),), (Hours.parse("22:00-06:00"),)]),
         sources=st.sampled_from([(), ("10.0.0.0/8",), ("2001:db8::/32", "192.0.2.1")]),
         sessions=st.none() | st.integers(1, 3),
@@ -73,6 +74,7 @@ subjects = st.builds(
     source=st.none()
     | st.sampled_from(["10.0.0.9", "192.0.2.1", "2001:db8::5", "8.8.8.8"]).map(ipaddress.ip_address),
     algorithm=st.sampled_from([None, "ssh-ed25519", "sk-ssh-ed25519-cert-v01@openssh.com"]),
+    verify_required=st.booleans(),
     live=st.none() | st.integers(0, 3),
 )
 places = st.builds(
@@ -120,6 +122,7 @@ def allows(role: Role, config: Config, case: Case) -> bool:
         and (not role.sources or (source is not None and within(source, role.sources)))
         and (not role.hours or any(minute in span for hours in role.hours for span in hours.spans()))
         and (not role.require_sk or (who.algorithm or "").startswith("sk-"))
+        and (not role.verify_required or who.verify_required)
         and (role.sessions is None or (who.live is not None and who.live < role.sessions))
     )
 

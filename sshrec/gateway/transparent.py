@@ -40,6 +40,7 @@ USAGE = "ProxyCommand ssh -A bastion sshrec-proxy %r %h %p"
 _LOG_BYTES = 16 * 1024
 _AGENTS = 128  # connections to the agent at once, of all channels together
 _SSH_PORT = 22
+TERM_SECONDS = 1.0  # for the inner sshd, to end by itself
 PART_SECONDS = 2.0  # for the sessions, to end before the way to the target does
 
 
@@ -104,9 +105,7 @@ class Connection:
             if self._killed:  # so that each of its sessions can still say so
                 self._part()
             if sshd is not None:
-                with contextlib.suppress(ProcessLookupError):  # and what it has forked, but for its sessions
-                    os.killpg(sshd.pid, signal.SIGKILL)
-                sshd.wait()
+                _end(sshd)
             self._part()
             shutil.rmtree(self._inner.directory, ignore_errors=True)
 
@@ -273,6 +272,17 @@ class Connection:
         raise SshrecError(f"the inner sshd ended with {status}: {words[-1] if words else 'without a word'}")
 
 
+def _end(sshd: subprocess.Popen[bytes]) -> None:
+    """With what it has forked, but for its sessions. Once it is told to, it removes its SSH_USER_AUTH in /tmp."""
+    pidfd = os.pidfd_open(sshd.pid)
+    for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(sshd.pid, number)
+        select.select([pidfd], [], [], seconds)
+    os.close(pidfd)
+    sshd.wait()
+
+
 def _whose(connection: str, user: User, credential: Credential, target: Target, visit: Visit) -> Whose:
     return Whose(
         connection=connection,
@@ -282,6 +292,7 @@ def _whose(connection: str, user: User, credential: Credential, target: Target, 
         blob=credential.blob,
         key_id=credential.key_id,
         serial=credential.serial,
+        verify_required=credential.verify_required,
         login=target.login,
         host=target.host,
         port=target.port,

@@ -143,6 +143,7 @@ def test_the_inner_sshd_is_killed(lab: Lab, through: Through) -> None:
         os.kill(pid, signal.SIGKILL)
     assert held.over()[0] == 255
     assert reasons(lab, 1)[0] in BY_THEMSELVES
+    lab.remove_sshd_files()  # nobody else can
 
 
 def test_the_connections_worker_is_killed(lab: Lab, through: Through) -> None:
@@ -153,6 +154,7 @@ def test_the_connections_worker_is_killed(lab: Lab, through: Through) -> None:
     with master(through):
         os.kill(connection(lab)["pid"], signal.SIGKILL)
         lab.wait(lambda: not who(lab, "--all"), "the connection to go")
+    lab.remove_sshd_files()
 
 
 def test_the_sessions_worker_is_killed(lab: Lab, through: Through) -> None:

@@ -140,7 +140,7 @@ class Lab:
             self._undo.callback(privsep.close)
             self._sshd_prefix = sshd.without_login_records(self.directory / "login-records")
         self._not_ours = {path for path, _ in _sshd_files()}
-        self._undo.callback(self._remove_sshd_files)
+        self._undo.callback(self.remove_sshd_files)
         self._undo.callback(self._end_processes)
 
         self._name_accounts()
@@ -660,6 +660,7 @@ class Lab:
         left = [str(process) for process in self.processes()]
         left += [f"run directory {path}" for path in self.run_dir.glob("*/")]
         left += [f"agent socket {path}" for path in self._agent_sockets()]
+        left += [f"what an inner sshd left: {path}" for path in self._auth_files()]
         if self._sshrecd:
             for number, link in processes.descriptors(self._sshrecd.pid).items():
                 if number not in self._descriptors:
@@ -677,7 +678,13 @@ class Lab:
             path for path, owner in _sshd_files() if owner in self._uids and path.name.startswith("agent.")
         )
 
-    def _remove_sshd_files(self) -> None:
+    def _auth_files(self) -> Iterator[Path]:
+        """SSH_USER_AUTH files of inner sshds; with several uids, for they are told by their owner."""
+        owner = self.account("sshrec").uid
+        if owner in self._uids:
+            yield from (path for path, uid in _sshd_files() if uid == owner and path.name.startswith("sshauth."))
+
+    def remove_sshd_files(self) -> None:
         """Remove what an sshd that was killed left in /tmp."""
         for path, owner in _sshd_files():
             if path.name.startswith("agent."):

@@ -28,6 +28,9 @@ OPENSSH = $(SMOKE) tests/e2e/test_programs.py tests/e2e/test_lab.py tests/e2e/te
 	tests/e2e/test_destinations.py tests/e2e/test_access_control.py tests/e2e/test_ca.py \
 	tests/e2e/test_enrolment.py tests/e2e/test_enroll_node.py tests/e2e/test_snippet.py
 
+test-one-uid: dev  # the tests that run real programs, as an ordinary user has them
+	$(BIN)/pytest -q -n auto --one-uid tests/e2e
+
 test-trixie: dev  # the same with the OpenSSH of Debian 13 and of its backports, and with two versions at once
 	bin/with-openssh trixie $(BIN)/pytest -q -n auto $(OPENSSH)
 	bin/with-openssh trixie-backports $(BIN)/pytest -q -n auto $(OPENSSH)
@@ -54,4 +57,4 @@ man: dev  # sshrec.yaml(5) and contrib/sshrec.yaml.sample from sshrec/config.py
 check-help: dev  # whether README.md quotes what --help says
 	$(BIN)/python man/check_help.py
 
-.PHONY: help dev lint test e2e test-trixie fuzz many soak bench man check-help
+.PHONY: help dev lint test e2e test-one-uid test-trixie fuzz many soak bench man check-help

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.lab import Lab, parts, several_uids_reason
+from tests.lab.sshd import QUICK
+
+os.environ.setdefault(QUICK, "curve25519-sha256")  # thousands of connections: minutes of each run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -274,13 +274,11 @@ class Connection:
 
 def _end(sshd: subprocess.Popen[bytes]) -> None:
     """With what it has forked, but for its sessions. Once it is told to, it removes its SSH_USER_AUTH in /tmp."""
-    pidfd = os.pidfd_open(sshd.pid)
     for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(sshd.pid, number)
-        select.select([pidfd], [], [], seconds)
-    os.close(pidfd)
-    sshd.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            sshd.wait(seconds)
 
 
 def _whose(connection: str, user: User, credential: Credential, target: Target, visit: Visit) -> Whose:

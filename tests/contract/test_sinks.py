@@ -170,6 +170,7 @@ def test_a_broken_connection_sends_the_newest_again(tmp_path: Path, log: Log) ->
     log.ship(lane)  # connects anew
     log.write(resize(2))
     log.ship(lane)
+    wait(lambda: log.said()[1] in receiver.said(), "the second")
     receiver.stop()
     log.ship(lane)  # finds it closed
     assert log.cursor.n == 1 or log.cursor == Cursor()

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.twofactor.hotp import HOTP
 from sqlalchemy import select, text, update
 
-from sshrec.access import totp
+from sshrec.access import password, totp
 from sshrec.access.addresses import source_key
 from sshrec.access.password import Passwords
 from sshrec.authority import locks
@@ -35,6 +35,13 @@ STEP, MINUTE, HOUR, DAY = 30_000, 60_000, 3_600_000, 86_400_000
 TTL = Duration.parse("1h")
 ROOT = Asker("root", "10.0.0.1")
 SECRET, HERE, ELSEWHERE = "nine brown foxes", "10.0.0.7", "10.0.0.8"
+
+
+@pytest.fixture(autouse=True)
+def quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a guess costs is not what is tried here, hundreds of times: tests/unit/test_password.py."""
+    monkeypatch.setattr(password, "_MEMORY_KIB", 1024)
+    monkeypatch.setattr(password, "_PARAMETERS", "$argon2id$v=19$m=1024,t=3,p=1$")
 
 
 class Accounts:
@@ -450,7 +457,7 @@ def test_a_hash_of_before_is_made_anew(accounts: Accounts) -> None:
     with accounts.database.reading() as connection:
         kept = connection.scalar(select(users.c.password))
     assert kept
-    assert kept.startswith("$argon2id$v=19$m=65536,")
+    assert kept.startswith("$argon2id$v=19$m=1024,")
     accounts.logins.login("joe", SECRET, code(seed, NOW + STEP), HERE, NOW + STEP)
 
 

@@ -39,7 +39,8 @@ test-trixie: dev  # the same with the OpenSSH of Debian 13 and of its backports,
 
 fuzz: dev  # hostile recordings and transfers, with hypothesis, and with atheris where it is installed
 	$(BIN)/pytest -q tests/fuzz/fuzz_recordings.py tests/fuzz/fuzz_transfers.py
-	$(BIN)/python -m tests.fuzz.fuzz_atheris -max_total_time=300
+	$(BIN)/python -m tests.fuzz.fuzz_atheris recordings -max_total_time=300
+	$(BIN)/python -m tests.fuzz.fuzz_atheris transfers -max_total_time=300
 
 many: dev  # rsync of 100 000 files, compared: several minutes
 	SSHREC_TEST_FILES=100000 $(BIN)/pytest -q --timeout 3000 tests/e2e/test_programs.py -k "rsync and certificate"

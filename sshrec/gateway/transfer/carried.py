@@ -44,7 +44,7 @@ def carried(command: str) -> dict[str, Any]:
 
 
 def _rsync(words: Sequence[str]) -> tuple[Direction, Sequence[str]] | None:
-    if not words or _basename(words[0]) != "rsync" or _SERVER not in words[1:2]:
+    if not words or _basename(words[0]) != "rsync" or _SERVER not in words[1:2] or "--daemon" in words:
         return None
     # With --secluded-args no path is here: they come in rsync's own protocol.
     start = words.index(_HERE) + 1 if _HERE in words else len(words)

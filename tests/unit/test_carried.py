@@ -39,6 +39,7 @@ def test_which_way_and_what(command: str, direction: str, paths: list[str]) -> N
         "git-shell",
         "upload-pack x",
         "echo --server",
+        "rsync --server --daemon .",
         "id",
     ],
 )

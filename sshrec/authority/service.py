@@ -214,19 +214,23 @@ class Conversation:
 def _listen(path: Path) -> socket.socket:
     """The socket, for everybody on this host to ask at: who it is, the kernel says."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    new = path.with_suffix(".new")  # whoever sees the name finds it served
     try:
         path.parent.mkdir(mode=0o755, exist_ok=True)
-        if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
+        if os.path.lexists(path):
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise ConfigError(f"cannot listen on {path}: it is there, and no socket")
             with socket.socket(socket.AF_UNIX) as probe:
                 if probe.connect_ex(str(path)) == 0:
                     raise ConfigError(f"somebody listens on {path} already")
-            path.unlink()
+        new.unlink(missing_ok=True)
         old = os.umask(0o111)
         try:
-            listener.bind(str(path))
+            listener.bind(str(new))
         finally:
             os.umask(old)
+        listener.listen(_BACKLOG)
+        new.rename(path)
     except OSError as error:
         raise ConfigError(f"cannot listen on {path}: {describe(error)}") from error
-    listener.listen(_BACKLOG)
     return listener

@@ -142,8 +142,15 @@ class Sshd:
         return common(self._directory, self.port, sshd_version(self._prefix))
 
     def _settled(self) -> bool:
-        ended = self._process is None or self._process.poll() is not None
-        return ended or f"Server listening on 127.0.0.1 port {self.port}." in self.log_text()
+        if self._process is None or self._process.poll() is not None:
+            return True
+        return f"Server listening on 127.0.0.1 port {self.port}." in self.log_text() and self._hears()
+
+    def _hears(self) -> bool:
+        """Whether it handles its signals, as it does from a moment after it listens; proc_pid_status(5)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        return all(caught >> (number - 1) & 1 for number in (signal.SIGHUP, signal.SIGCHLD))
 
     def log_text(self) -> str:
         """All that sshd logged."""
@@ -153,7 +160,11 @@ class Sshd:
         """Have it read its configuration and keys again."""
         said = self.log_text().count(_LISTENS)
         os.kill(self.pid, signal.SIGHUP)
-        wait(lambda: self.log_text().count(_LISTENS) > said, f"sshd of {self.name} to come back")
+        wait(
+            lambda: self.log_text().count(_LISTENS) > said and self._hears(), f"sshd of {self.name} to come back"
+        )
+        # Children that ended while it restarted stay zombies until it is told of the next one.
+        os.kill(self.pid, signal.SIGCHLD)
 
     def stop(self) -> None:
         """End the listener; sessions end with their clients or by Lab."""

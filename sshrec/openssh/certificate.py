@@ -103,7 +103,9 @@ def accepted(auth_info: bytes) -> Credential | None:
         critical = _options(wire.string())
     except ValueError as error:
         raise Denied("cannot read the certificate that opened this login") from error
-    return Credential(algorithm, blob, key_id, serial, "verify-required" in critical)
+    # sshd holds a key that is in no token to nothing: the option is then a word (auth2-pubkey.c).
+    verifies = algorithm.startswith("sk-") and "verify-required" in critical
+    return Credential(algorithm, blob, key_id, serial, verifies)
 
 
 def read_certificate(data: bytes, name: str) -> Certificate:

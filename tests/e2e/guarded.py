@@ -39,6 +39,7 @@ ROLES: list[dict[str, Any]] = [
     },
     {"name": "office", "users": ["joe"], "logins": ["joe"], "nodes": ["web2"], "sources": ["127.0.9.0/24"]},
     {"name": "few", "users": ["joe"], "logins": ["joe"], "nodes": ["env=prod"], "sessions": 1},
+    {"name": "verified", "users": ["alice"], "logins": ["deploy"], "nodes": ["web1"], "verify_required": True},
     {"name": "copies", "users": ["alice"], "logins": ["root"], "nodes": ["127.0.0.0/8"], "kinds": ["shell"]},
     {"name": "staff", "logins": ["{allowed}"], "nodes": ["env=*"]},
 ]

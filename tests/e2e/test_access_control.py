@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,10 +15,12 @@ import pexpect
 import pytest
 
 from sshrec.access.protocol import CheckFactor, FactorNeeded, Failed, Forbidden
+from sshrec.openssh.certificate import read_certificate
 from tests.e2e.guarded import GIVEN, Guarded, errors, question, source, sqlite
 from tests.e2e.recorded import Recorded, last, packed
 from tests.lab import PROMPT, Lab
 from tests.lab.processes import children
+from tests.tokens import Token
 
 Child = Any  # pexpect.spawn[bytes]
 
@@ -111,6 +114,36 @@ def test_what_a_role_wants(bastion: Guarded, lab: Lab, target: str, said: str, r
     assert (event["user"], event["target"]) == ("joe", target)
     assert event["rule"] == (f'role "{rule}"' if rule else event["rule"])
     assert len(lab.recordings()) == before
+
+
+@contextlib.contextmanager
+def token(lab: Lab, user: str, login: str, *options: str) -> Iterator[tuple[Token, dict[str, str]]]:
+    """A token with a certificate for this login, and what makes ssh find it."""
+    held = Token()
+    words = ["--user", user, "--principals", login, *options]
+    signed = lab.sshrec_ca("sign", "-", *words, input=f"{held.public.line}\n".encode()).stdout
+    with held.agent(read_certificate(signed, "the token's")) as agent:
+        yield held, {"SSH_AUTH_SOCK": str(agent)}
+
+
+def test_a_security_key(lab: Lab) -> None:
+    with token(lab, "joe", "alice") as (_, env):
+        assert lab.ssh("-A", "bastion", "alice@web1", "echo in", env=env).stdout == b"in\n"
+    assert last(lab).facts["rule"] == 'role "hardware"'
+
+
+def test_a_security_key_that_verifies_its_holder(bastion: Guarded, lab: Lab) -> None:
+    words = ["-A", "bastion", "deploy@web1", "echo in"]
+    with token(lab, "alice", "deploy") as (_, env):
+        refused = lab.ssh(*words, user="alice", env=env)
+        said = "the certificate that opened the bastion is not one with verify-required"
+        assert errors(refused.stderr) == f"sshrec: error: {said}\n"
+        assert bastion.rejected(said)["rule"] == 'role "verified"'
+    with token(lab, "alice", "deploy", "--verify-required") as (held, env):
+        assert lab.ssh(*words, user="alice", env=env).stdout == b"in\n"
+        assert last(lab).facts["rule"] == 'role "verified"'
+        held.verifies = False
+        assert b"Permission denied (publickey)" in lab.ssh(*words, user="alice", env=env).stderr
 
 
 def test_sources(lab: Lab) -> None:

@@ -160,9 +160,7 @@ class Sshd:
         """Have it read its configuration and keys again."""
         said = self.log_text().count(_LISTENS)
         os.kill(self.pid, signal.SIGHUP)
-        wait(
-            lambda: self.log_text().count(_LISTENS) > said and self._hears(), f"sshd of {self.name} to come back"
-        )
+        wait(lambda: self.log_text().count(_LISTENS) > said and self._hears(), f"sshd of {self.name} to come back")
         # Children that ended while it restarted stay zombies until it is told of the next one.
         os.kill(self.pid, signal.SIGCHLD)
 

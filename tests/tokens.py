@@ -12,9 +12,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from sshrec.openssh.certificate import Certificate
+from sshrec.openssh.certificate import Certificate, read_certificate
 from sshrec.openssh.public_key import PublicKey, Wire, from_wire, wire_string
 from tests.agents import FAILURE, between
+from tests.lab import Lab
 
 Point = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
@@ -63,3 +64,13 @@ class Token:
         seen = bytes([flags]) + next(self._counter).to_bytes(4)
         signed = hashlib.sha256(_APPLICATION).digest() + seen + hashlib.sha256(data).digest()
         return wire_string(b"sk-ssh-ed25519@openssh.com") + wire_string(self._key.sign(signed)) + seen
+
+
+@contextlib.contextmanager
+def token(lab: Lab, user: str, login: str, *options: str) -> Iterator[tuple[Token, dict[str, str]]]:
+    """A token with a certificate by sshrec-ca for this login, and what makes ssh find it; `options`: of `sign`."""
+    held = Token()
+    words = ["--user", user, "--principals", login, *options]
+    signed = lab.sshrec_ca("sign", "-", *words, input=f"{held.public.line}\n".encode()).stdout
+    with held.agent(read_certificate(signed, "the token's")) as agent:
+        yield held, {"SSH_AUTH_SOCK": str(agent)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -15,12 +14,11 @@ import pexpect
 import pytest
 
 from sshrec.access.protocol import CheckFactor, FactorNeeded, Failed, Forbidden
-from sshrec.openssh.certificate import read_certificate
 from tests.e2e.guarded import GIVEN, Guarded, errors, question, source, sqlite
 from tests.e2e.recorded import Recorded, last, packed
 from tests.lab import PROMPT, Lab
 from tests.lab.processes import children
-from tests.tokens import Token
+from tests.tokens import token
 
 Child = Any  # pexpect.spawn[bytes]
 
@@ -114,16 +112,6 @@ def test_what_a_role_wants(bastion: Guarded, lab: Lab, target: str, said: str, r
     assert (event["user"], event["target"]) == ("joe", target)
     assert event["rule"] == (f'role "{rule}"' if rule else event["rule"])
     assert len(lab.recordings()) == before
-
-
-@contextlib.contextmanager
-def token(lab: Lab, user: str, login: str, *options: str) -> Iterator[tuple[Token, dict[str, str]]]:
-    """A token with a certificate for this login, and what makes ssh find it."""
-    held = Token()
-    words = ["--user", user, "--principals", login, *options]
-    signed = lab.sshrec_ca("sign", "-", *words, input=f"{held.public.line}\n".encode()).stdout
-    with held.agent(read_certificate(signed, "the token's")) as agent:
-        yield held, {"SSH_AUTH_SOCK": str(agent)}
 
 
 def test_a_security_key(lab: Lab) -> None:

@@ -15,6 +15,7 @@ from tests.e2e.recorded import last
 from tests.e2e.transparent import Through
 from tests.lab import Lab
 from tests.lab.people import make_key
+from tests.tokens import token
 
 
 def facts_of(path: Path) -> dict[str, Any]:
@@ -148,6 +149,13 @@ def test_another_key_on_the_inner_connection(lab: Lab, through: Through) -> None
     assert b"another key than the one that opened the connection" in done.stderr
     none = through.run("ssh", "-o", "PubkeyAuthentication=no", "root@web1", "id")
     assert b"Permission denied" in none.stderr
+
+
+def test_a_security_key(lab: Lab, through: Through) -> None:
+    with token(lab, "joe", "root", "--verify-required") as (held, env):
+        assert said(through.run("ssh", "root@web1", "echo in", env=env)) == (0, b"in\n", b"")
+        held.verifies = False
+        assert b"Permission denied" in through.run("ssh", "root@web1", "echo in", env=env).stderr
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from sshrec.openssh.signer import ENVIRONMENT, SSH_ADD, run, said
 from sshrec.session import printable
 
 _SECONDS = 10  # of a question; a forwarded agent may be far away
+_TRIED = (2, 2 * _SECONDS + 2)  # seconds that a key is in it to see what it does with constraints; then longer
 _MEMORY = Path("/dev/shm")  # a private directory is made there; what is in it reaches no disk
 
 
@@ -213,18 +215,28 @@ class Agent:
         """See that it takes keys, at the far end of an ssh; and why it cannot use constrained ones, if it cannot.
 
         One that knows that it is forwarded (session-bind@openssh.com) does not show a key that may go from its own
-        host to somewhere else alone, which we are not. Leaves a key of no use in it, for a second. Raises as
+        host to somewhere else alone, which we are not. Leaves a key of no use in it, for seconds. Raises as
         `identities`.
         """
+        for lifetime in _TRIED:
+            began = time.monotonic()
+            refused = self._bound(lifetime)
+            if refused or time.monotonic() - began < lifetime - 1:  # else the key may just have been over
+                return refused
+        return None
+
+    def _bound(self, lifetime: int) -> ConstraintsRefused | None:
+        """The same, with a key that lives for so many seconds; it may be one less, for agents count whole ones."""
         with fresh_key("sshrec", self.scratch) as (key, public):
             try:
-                self._add(key, "", 1, ["nowhere"], f"nowhere {public.algorithm} {public.blob}\n")
+                self._add(key, "", lifetime, ["nowhere"], f"nowhere {public.algorithm} {public.blob}\n")
             except ConstraintsRefused as refused:
-                self._add(key, "", 1, (), "")  # or it is locked
+                self._add(key, "", lifetime, (), "")  # or it is locked
                 self._ask(["-q", "-d", "-"], _lines([public]))
                 return refused
             if all(one.blob != public.blob for one in self.identities()):
                 return None
+            self._ask(["-q", "-d", "-"], _lines([public]))
         hint = "OpenSSH 8.9 and later does"
         return ConstraintsRefused("your ssh does not tell your agent by which hosts it is used", hint=hint)
 

@@ -125,7 +125,7 @@ def test_a_person_does_not_wait_for_it_in_vain(bastion: Guarded, lab: Lab) -> No
         child = lab.spawn("-tA", "bastion", "root@web1")
         asking(bastion)
         child.close(force=True)
-        lab.wait(lambda: not list(lab.run_dir.glob("*/control")), "the visit to be over", timeout=4)
+        lab.wait(lambda: not list(lab.run_dir.glob("*/control")), "the visit to be over", timeout=8)
 
 
 def test_killed_in_the_middle_of_a_start(bastion: Guarded, lab: Lab) -> None:

@@ -96,7 +96,7 @@ def test_it_signs(socket: Path, ca: Ready, tmp_path: Path) -> None:
 
 def test_it_expires(socket: Path, ca: Ready) -> None:
     with fresh_key(COMMENT) as (key, public):
-        Agent(socket).load(key, certified(ca, public), lifetime=2, comment=COMMENT)
+        Agent(socket).load(key, certified(ca, public), lifetime=5, comment=COMMENT)
     deadline = time.monotonic() + 20
     while held(socket) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -196,6 +196,23 @@ def test_gnome_keyring_is_of_no_use_with_constraints(socket: Path, ca: Ready) ->
         with pytest.raises(ConstraintsRefused, match="GNOME keyring cannot use"):
             load(path, ca, bound="yes")
         load(path, ca)
+
+
+def test_a_key_that_is_over_before_it_is_looked_for_proves_nothing(socket: Path) -> None:
+    """An agent far away, or a busy host: a key that has expired looks like one that is hidden."""
+    late = [None]
+
+    def slow(message: bytes) -> bytes | None:
+        if message[4] == 11 and late:  # SSH_AGENTC_REQUEST_IDENTITIES
+            late.pop()
+            time.sleep(2.5)
+        return None
+
+    with agents.between(slow, socket) as path:
+        refused = Agent(path).bound()
+    assert not late
+    assert str(refused) == "your ssh does not tell your agent by which hosts it is used"
+    assert held(socket) == []
 
 
 def test_an_agent_that_hangs(monkeypatch: pytest.MonkeyPatch, ca: Ready, tmp_path: Path) -> None:

@@ -419,7 +419,7 @@ def test_a_key_id_that_is_revoked_has_no_live_session(bastion: Guarded, lab: Lab
 
 
 def test_a_lock_with_an_end(bastion: Guarded, lab: Lab) -> None:
-    bastion.admin("lock", "login", "root", "--ttl", "3s", "--reason", "a drill")
+    bastion.admin("lock", "login", "root", "--ttl", "8s", "--reason", "a drill")
     refused = errors(lab.ssh("-A", "bastion", "root@web1", "id").stderr)
     assert re.fullmatch(r"sshrec: error: login root is locked until 2\S+ \S+ UTC: a drill\n", refused)
     lab.wait(lambda: lab.ssh("-A", "bastion", "root@web1", "echo in").stdout == b"in\n", "the lock to expire")

@@ -43,13 +43,13 @@ def test_whoever_types_nothing_is_warned_and_shown_out(lab: Lab) -> None:
 
 
 def test_a_command_is_idle_where_nothing_passes(lab: Lab) -> None:
-    restart(lab, idle="2s")
-    done = lab.ssh("-A", "bastion", "root@web1", "for n in $(seq 15); do sleep 0.2; echo $n; done")
+    restart(lab, idle="4s")
+    done = lab.ssh("-A", "bastion", "root@web1", "for n in $(seq 25); do sleep 0.2; echo $n; done")
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.splitlines()[-1] == b"15"
+    assert done.stdout.splitlines()[-1] == b"25"
     done = lab.ssh("-A", "bastion", "root@web1", "echo once; sleep 1000")
     assert (done.returncode, done.stdout) == (255, b"once\n")
-    assert done.stderr == b"sshrec: error: this session was ended: not a byte has passed for 2s\n"
+    assert done.stderr == b"sshrec: error: this session was ended: not a byte has passed for 4s\n"
     assert last(lab).end["reason"] == "limit"
     end_on_target(lab, "sleep 1000")
 

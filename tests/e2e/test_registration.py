@@ -77,7 +77,7 @@ def test_the_article() -> None:
         assert joe.ssh("root@web1", "id", "-un").stdout == b"root\n"
 
         lab.stop_sshrecd()
-        lab.start_sshrecd({"authority": {"user_ttl": "3s"}})
+        lab.start_sshrecd({"authority": {"user_ttl": "8s"}})
         joe.login()
         lab.wait(lambda: not joe.held(), "the certificate to expire")
         assert b"Permission denied" in joe.ssh("root@web1", "id").stderr
@@ -97,7 +97,7 @@ def test_the_article() -> None:
 
 
 def holds(lab: Lab, joe: Person) -> list[str]:
-    """The certificates in the agent, which has nothing else: what it was tried with is gone in a second."""
+    """The certificates in the agent, which has nothing else: what it was tried with is gone in seconds."""
     lab.wait(lambda: all("-cert-v01@" in line for line in joe.held()), "the certificate to be alone")
     assert all(line.endswith(" sshrec:joe") for line in joe.held())
     return joe.held()

@@ -336,7 +336,7 @@ def test_no_session_at_all(lab: Lab) -> None:
 
 def test_a_master_that_nobody_uses(lab: Lab) -> None:
     lab.stop_sshrecd()
-    lab.start_sshrecd({"limits": {"connection_idle": "1s", "first_session": "1s"}})
+    lab.start_sshrecd({"limits": {"connection_idle": "1s"}})
     through = Through(lab)
     with master(through) as options:
         held = Held(through, *options)

@@ -24,7 +24,7 @@ from sshrec.openssh import public_key
 from tests.e2e import test_destinations as bound
 from tests.e2e.test_audit import newest, of
 from tests.e2e.transparent import Through
-from tests.lab import PROMPT, Lab
+from tests.lab import PROMPT, Lab, parts
 
 FILES = int(os.environ.get("SSHREC_TEST_FILES", "2000"))  # of the tree that rsync carries; `make many` has more
 WEB1 = "root@web1"
@@ -293,17 +293,28 @@ def test_sshfs(through: Through, source: Path, scratch: Path, tmp_path: Path) ->
     needs("sshfs", "sshfs")
     mounted = tmp_path / "mounted"
     mounted.mkdir()
-    done = through.run("sshfs", *through.options, f"{WEB1}:{scratch}", mounted)
-    if b"fuse: " in done.stderr:
-        pytest.skip(f"no FUSE here: {done.stderr.decode().strip()}")
-    clean(done)
+    sshfs = subprocess.Popen(
+        [parts.program("sshfs"), "-f", *through.options, f"{WEB1}:{scratch}", mounted],
+        env=through.laptop.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
-        shutil.copytree(source, mounted / "copy")
-        assert tree(scratch / "copy") == tree(mounted / "copy")
-        shutil.rmtree(mounted / "copy")
-        assert not list(scratch.iterdir())
+        through.lab.wait(lambda: mounted.is_mount() or sshfs.poll() is not None, "the mount")
+        if sshfs.poll() is None:
+            shutil.copytree(source, mounted / "copy")
+            assert tree(scratch / "copy") == tree(mounted / "copy")
+            shutil.rmtree(mounted / "copy")
+            assert not list(scratch.iterdir())
     finally:
-        subprocess.run(["fusermount", "-u", mounted], check=True, timeout=20)
+        # Not by fusermount -u alone: another lab's mount namespace may have the mount, too.
+        sshfs.terminate()
+        said = sshfs.communicate(timeout=20)
+    if b"fuse: " in said[1]:
+        pytest.skip(f"no FUSE here: {said[1].decode().strip()}")
+    assert said == (b"", b"")
+    assert not mounted.is_mount()
 
 
 # ---- rsync and git -------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ class Whose(msgspec.Struct, frozen=True, kw_only=True):
     client: str
     local: str
     agent: bool
+    beside: int = 0  # channels that it has already
 
     @property
     def credential(self) -> Credential:

@@ -89,7 +89,8 @@ class Channels:
             self.had = True
             self._changed(len(self._open))
             self._waiting.add(fd)
-            channel.send(msgspec.json.encode(self._whose))
+            whose = msgspec.structs.replace(self._whose, beside=len(self._open) - 1)
+            channel.send(msgspec.json.encode(whose))
             if self._master is None or not self._master.coming:
                 self.master_known()
 

@@ -27,6 +27,7 @@ from sshrec.session import SESSION_ID, printable
 
 NAME = "control"
 ANSWER_SECONDS = 2.0
+OVER = ("left", "refused", "ended")  # states of what is no session any more
 WHO_CHARACTERS, WHY_CHARACTERS = 80, 800
 _MESSAGE_BYTES = 64 * 1024
 

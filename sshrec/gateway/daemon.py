@@ -271,14 +271,20 @@ class Daemon:
         if len(self._workers) >= limits.sessions:
             raise Unreachable(f"there are {len(self._workers)} sessions, and no more are allowed at once")
         staying = [worker for worker in self._workers.values() if not worker.leaving]
-        # A channel of a transparent connection comes as us, until its worker has found out whose it is.
-        known = [worker for worker in staying if worker.uid != os.geteuid() or "uid" in worker.status]
+        # A channel of a transparent connection comes as us, until its worker has found out whose it is. Whoever
+        # has seen the end of a session may have another, before its worker has put the recording away.
+        known = [
+            worker
+            for worker in staying
+            if (worker.uid != os.geteuid() or "uid" in worker.status)
+            and worker.status.get("state") not in control.OVER
+        ]
         # A transparent connection has its sessions beside it; but it is a process, too.
         open_ = Counter(worker.uid for worker in known if worker.status.get("state") == "connection")
         others = Counter(worker.uid for worker in known) - open_
         if uid == self._login_uid:
             if others[uid] >= limits.logins:
-                self._send_away([worker for worker in staying if worker.uid == uid])
+                self._send_away([worker for worker in known if worker.uid == uid])
         elif others[uid] >= limits.sessions_per_user:
             raise Unreachable(f"you have {limits.sessions_per_user} sessions, and no more are allowed at once")
         elif uid != os.geteuid() and open_[uid] >= limits.sessions_per_user:

@@ -29,8 +29,6 @@ LOOK_SECONDS = 0.5  # between two looks: a lock holds within two seconds
 ANSWER_SECONDS = 5.0  # for the auth service
 STATUS_SECONDS, SILENT_SECONDS = 0.5, 0.02  # for a session, and for one that was silent the last time
 
-_OVER = ("left", "refused", "ended")
-
 log = logging.getLogger("sshrecd")
 
 
@@ -92,7 +90,7 @@ class Watch:
     def _look_at(self, session: str, policy: Policy, locks: tuple[Lock, ...]) -> None:
         patience = SILENT_SECONDS if session in self._silent else STATUS_SECONDS
         status = control.status(self._run_dir, session, patience)
-        if status.get("state") in _OVER:
+        if status.get("state") in control.OVER:
             self._settled.add(session)
         elif denied := policy.locked(_case(policy, status, locks)):
             control.ask(self._run_dir, session, f"lock {denied.reason}".encode(), STATUS_SECONDS)

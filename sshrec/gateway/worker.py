@@ -29,7 +29,7 @@ from sshrec.gateway.admission import Admission, NotAllowed
 from sshrec.gateway.agents import AgentRelay
 from sshrec.gateway.answers import Answers
 from sshrec.gateway.asking import Gone
-from sshrec.gateway.channel import Joined
+from sshrec.gateway.channel import Joined, Whose
 from sshrec.gateway.control import Control
 from sshrec.gateway.ending import complaint
 from sshrec.gateway.floor import check_floor, has_room_to_pack
@@ -110,6 +110,8 @@ class Worker:
         except Exception:
             log.exception("%s: failed", self.session)
             text = complaint(SshrecError(f"sshrec itself failed; its log has the reason under {self.session}"))
+        if self._joined is not None:
+            self._joined.close()  # the person may have another at once
         handoff.finish(self._gateway, status, text)
         if self._live is not None:
             self._live.finish()
@@ -117,8 +119,6 @@ class Worker:
             tell_refusal(self._journal, self._facts, self._refusal, getattr(self._refusal, "rule", None))
         if self._control is not None:
             self._control.close()
-        if self._joined is not None:
-            self._joined.close()
         if self._live is not None and self._live.unclosed is not None:
             cause.leave(self._directory, self._live.unclosed)  # whoever closes the recording removes the directory
         else:
@@ -154,7 +154,7 @@ class Worker:
             loop=self._loop,
             until=self._until,
             known=self._facts.update,
-            live=None if self._others is None else self._others.get(user.uid, 0),
+            live=self._count(user, found),
         )
         if words[0] == transparent.COMMAND and found is None:
             return self._connect(visit, user, credential, transparent.parse(words[1:]), admission)
@@ -199,6 +199,15 @@ class Worker:
             connection.close()
         self._changed(state="left")
         return status, ""
+
+    def _count(self, user: User, of: Whose | None) -> int | None:
+        """How many sessions the person has beside this one, None where nobody counts.
+
+        `of`: the connection of a channel; sshrecd may not know yet that its other channels are this person's.
+        """
+        if self._others is None:
+            return None
+        return max(self._others.get(user.uid, 0), of.beside if of else 0)
 
     def _answer(self, visit: Visit, give: Callable[[Answers], int]) -> tuple[int, str]:
         """What the bastion answers itself."""

@@ -16,6 +16,7 @@ import pytest
 from sshrec.access.protocol import CheckFactor, FactorNeeded, Failed, Forbidden
 from tests.e2e.guarded import GIVEN, Guarded, errors, question, source, sqlite
 from tests.e2e.recorded import Recorded, last, packed
+from tests.e2e.transparent import Through
 from tests.lab import PROMPT, Lab
 from tests.lab.processes import children
 from tests.tokens import token
@@ -148,6 +149,23 @@ def test_number_of_sessions(bastion: Guarded, lab: Lab) -> None:
     child.sendline("exit")
     shown(child)
     lab.wait(lambda: lab.ssh("-A", "bastion", "joe@web1", "echo in").stdout == b"in\n", "the first to be over")
+
+
+def test_number_of_sessions_of_one_connection(bastion: Guarded, lab: Lab) -> None:
+    """Those that start at the same time; and one after the other, without a break."""
+    through = Through(lab)
+    options = ["-o", f"ControlPath={lab.directory}/cm", "-o", "ControlMaster=auto", "-o", "ControlPersist=yes"]
+    through.run("ssh", *options, "joe@web1", "true").check_returncode()
+    try:
+        for number in range(5):
+            assert through.run("ssh", *options, "joe@web1", f"echo {number}").stdout == b"%d\n" % number
+        many = [through.popen(*options, "joe@web1", "echo in; read line") for _ in range(5)]
+        lab.wait(lambda: sum(one.poll() is None for one in many) == 1, "all but one to be refused")
+        ended = [one.communicate(b"\n", timeout=30) for one in many]
+        assert sorted(out for out, _ in ended) == [b"", b"", b"", b"", b"in\n"]
+        assert all(re.search("joe has [1-4] sessions? already", errors(err)) for out, err in ended if not out)
+    finally:
+        through.run("ssh", *options, "-O", "exit", "joe@web1")
 
 
 @pytest.mark.root

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import stat
@@ -87,25 +88,25 @@ class Service:
         if not self._sealing.ready:
             raise ConfigError(f"{self._config.authority_dir} has no keys", hint="sshrec-ca init makes them")
         self._get_ready()
-        listener = _listen(self._config.auth_socket)
-        stopping = threading.Event()
-
-        def stop(*_: object) -> None:
-            stopping.set()
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-
+        # A signal that comes while this thread is on its way into accept() would be heard after the next asker.
+        wake, waker = socket.socketpair()
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+            signal.signal(number, lambda *_: None)
+        listener = _listen(self._config.auth_socket)
+        listener.setblocking(False)
+        stopping = threading.Event()
         threading.Thread(target=keep_delivering, args=(self._config, stopping), daemon=True).start()
         log.info("listening on %s", self._config.auth_socket)
-        while not stopping.is_set():
+        while wake not in select.select([listener, wake], [], [])[0]:
             try:
                 asker, _ = listener.accept()
+            except BlockingIOError:
+                continue  # who came has left
             except OSError as error:
-                if not stopping.is_set():
-                    log.warning("cannot accept: %s", describe(error))
-                    stopping.wait(0.1)
+                log.warning("cannot accept: %s", describe(error))
+                select.select([wake], [], [], 0.1)
                 continue
             if (pid := self._admitted(asker)) is None:
                 asker.close()
@@ -117,8 +118,10 @@ class Service:
                 log.warning("cannot serve: %s", error)
                 self._guests.remove(guest)
                 asker.close()
+        stopping.set()
         listener.close()
         self._config.auth_socket.unlink(missing_ok=True)
+        signal.set_wakeup_fd(-1)
 
     def _get_ready(self) -> None:
         """What the first who asks should not wait for."""

@@ -6,13 +6,9 @@ gateway's own CA. Each of its channels comes to sshrecd as a visit of its own, a
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import shutil
-import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -25,7 +21,7 @@ from sshrec.gateway.agents import AgentRelay
 from sshrec.gateway.channel import Whose
 from sshrec.gateway.channels import Channels
 from sshrec.gateway.ending import FOREVER
-from sshrec.gateway.hop import confine
+from sshrec.gateway.inner import InnerSshd
 from sshrec.gateway.master import Master
 from sshrec.gateway.relay import Loop
 from sshrec.gateway.request import parse_target
@@ -37,10 +33,10 @@ from sshrec.session import Credential, Target, User
 
 COMMAND = b"sshrec-proxy"
 USAGE = "ProxyCommand ssh -A bastion sshrec-proxy %r %h %p"
-_LOG_BYTES = 16 * 1024
 _AGENTS = 128  # connections to the agent at once, of all channels together
 _SSH_PORT = 22
-TERM_SECONDS = 1.0  # for the inner sshd, to end by itself
+END_SECONDS = 5.0  # for the inner sshd, to end by itself
+TELL_SECONDS = 2.0  # for the person's ssh, to hear how its sessions ended
 PART_SECONDS = 2.0  # for the sessions, to end before the way to the target does
 
 
@@ -81,7 +77,7 @@ class Connection:
         self._gateway, self._directory, self._changed = gateway, directory, changed
         self._inner = Inner(directory / "sshd")
         self.agents = AgentRelay(loop, directory / "agent", gateway, _AGENTS) if visit.agent else None
-        self._log = b""
+        self._sshd: InnerSshd | None = None
         self._channels: Channels | None = None
         self._master: Master | None = None
         self._deadline = FOREVER  # for the next session
@@ -90,7 +86,6 @@ class Connection:
     def serve(self, user: User, credential: Credential, target: Target, admit: Callable[[], Passage]) -> int:
         """Until the inner sshd has ended; its exit status. `admit`: says what the person may, or raises."""
         whose = _whose(self._connection, user, credential, target, self._visit)
-        sshd = None
         try:
             with self._making() as key:
                 passage = admit()
@@ -99,39 +94,45 @@ class Connection:
                 self._go_ahead(passage)
                 certificate = passage.certify(key().line)
             self._write(user, credential, target, certificate)
-            sshd = self._start()
-            return self._watch(sshd)
+            return self._watch()
         finally:
-            if self._killed:  # so that each of its sessions can still say so
-                self._part()
-            if sshd is not None:
-                _end(sshd)
-            self._part()
-            shutil.rmtree(self._inner.directory, ignore_errors=True)
+            if self._killed:
+                self._turn_for(TELL_SECONDS, self._told)
 
     def kill(self, who: str) -> None:
         """An administrator ends it, and its sessions."""
         self._killed = True
         if self._channels is not None:
+            self._channels.close_door()
             self._channels.kill(who)
+
+    def _told(self) -> bool:
+        """Whether the person's ssh knows of each session's end, and has read what it was told."""
+        return self._sshd is None or self._ended() or not self._sshd.log.sessions
 
     def _part(self) -> None:
         """Wait for the sessions, which see that the person is gone; then nobody needs the master."""
-        deadline = time.monotonic() + PART_SECONDS
         if self._channels is not None:
-            self._channels.close_door()
             channels = self._channels
-            self._turn(lambda: not channels or time.monotonic() >= deadline)
+            channels.close_door()
+            self._turn_for(PART_SECONDS, lambda: not channels)
             channels.close()
-            self._channels = None
         if self._master is not None:
             self._master.close()
-            self._master = None
+
+    def _turn_for(self, seconds: float, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + seconds
+        self._turn(lambda: condition() or time.monotonic() >= deadline)
 
     def close(self) -> None:
-        """Let go of the agent."""
+        """End what is left of it, once the gateway has been told to go."""
+        if self._sshd is not None:
+            self._turn_for(END_SECONDS, self._ended)
+            self._sshd.close()
+        self._part()
         if self.agents is not None:
             self.agents.close()
+        shutil.rmtree(self._inner.directory, ignore_errors=True)
 
     def _making(self) -> AbstractContextManager[Callable[[], PublicKey]]:
         """The key by which the inner sshd will be the target, on its way."""
@@ -180,67 +181,27 @@ class Connection:
         except OSError as error:
             raise SshrecError(f"{error.filename}: {describe(error)}") from error
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        visit, parent = self._visit, os.getpid()
-        for fd in (visit.stdin, visit.stdout):
-            os.set_blocking(fd, True)
-        try:
-            return subprocess.Popen(
-                server.arguments(self._inner),
-                stdin=visit.stdin,
-                stdout=visit.stdout,
-                stderr=subprocess.PIPE,
-                env=server.environment(self._inner),
-                cwd="/",
-                start_new_session=True,
-                preexec_fn=lambda: confine(parent),
-            )
-        except OSError as error:
-            raise SshrecError(f"{server.SSHD}: {describe(error)}", hint="Debian: openssh-server") from error
+    def _watch(self) -> int:
+        self._sshd = InnerSshd(self._inner, self._visit, self._loop, self._heard)
+        self._until(lambda: self._ended() or self._too_long())
+        status = self._sshd.status
+        # sshd ends with 255 when its client hangs up, too.
+        if status is None or self._sshd.log.begun:
+            return 0
+        raise SshrecError(f"the inner sshd ended with {status}: {self._sshd.log.last or 'without a word'}")
 
-    def _watch(self, sshd: subprocess.Popen[bytes]) -> int:
-        assert sshd.stderr is not None
-        log = sshd.stderr.fileno()
-        os.set_blocking(log, False)
-        pidfd, ended = os.pidfd_open(sshd.pid), False
+    def _ended(self) -> bool:
+        return self._sshd is not None and self._sshd.status is not None
 
-        def over(_events: int) -> None:
-            nonlocal ended
-            ended = True
-
-        def said(_events: int) -> None:
-            try:
-                data = os.read(log, _LOG_BYTES)
-            except BlockingIOError:
-                return
-            if not data:
-                self._loop.unwatch(log)
-            self._heard(data)
-
-        self._loop.watch(pidfd, over)
-        self._loop.watch(log, said)
-        for fd in (self._visit.stdin, self._visit.stdout):
-            self._visit.give_up(fd)  # sshd has them; ours would keep a client waiting
-        try:
-            self._until(lambda: ended or self._too_long())
-            said(select.POLLIN)
-            return self._status(sshd.wait()) if ended else 0
-        finally:
-            self._loop.unwatch(pidfd)
-            self._loop.unwatch(log)
-            os.close(pidfd)
-
-    def _heard(self, data: bytes) -> None:
-        """What sshd logs."""
-        self._log = (self._log + data)[-_LOG_BYTES:]
-        if server.UNWRAPPED in self._log:
-            raise SshrecError(f"{server.WRAPPER} cannot be loaded", hint="Debian: libnss-wrapper")
+    def _heard(self) -> None:
+        """The inner sshd has logged something."""
+        assert self._sshd is not None
         # Said once the keys are read; from 9.8 on by the second of two programs that read them.
-        if server.BEGUN in self._log and self._inner.key.exists():
+        if self._sshd.log.begun and self._inner.key.exists():
             self._inner.key.unlink()
             self._inner.certificate.unlink()
         fresh = self._channels is not None and not self._channels.had
-        if fresh and self._deadline is FOREVER and server.ACCEPTED in self._log:
+        if fresh and self._deadline is FOREVER and self._sshd.log.accepted:
             self._counted(0)
 
     def _counted(self, channels: int) -> None:
@@ -263,22 +224,6 @@ class Connection:
                 f"no session was asked for within {seconds}", hint="without one (ssh -N) nothing is here"
             )
         return True
-
-    def _status(self, status: int) -> int:
-        """sshd ends with 255 when its client hangs up, too."""
-        if server.BEGUN in self._log:
-            return 0
-        words = self._log.decode("utf-8", "replace").strip().splitlines()
-        raise SshrecError(f"the inner sshd ended with {status}: {words[-1] if words else 'without a word'}")
-
-
-def _end(sshd: subprocess.Popen[bytes]) -> None:
-    """With what it has forked, but for its sessions. Once it is told to, it removes its SSH_USER_AUTH in /tmp."""
-    for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(sshd.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            sshd.wait(seconds)
 
 
 def _whose(connection: str, user: User, credential: Credential, target: Target, visit: Visit) -> Whose:

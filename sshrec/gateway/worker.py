@@ -113,6 +113,8 @@ class Worker:
         if self._joined is not None:
             self._joined.close()  # the person may have another at once
         handoff.finish(self._gateway, status, text)
+        if self._connection is not None:
+            self._connection.close()
         if self._live is not None:
             self._live.finish()
         elif self._refusal is not None and not self._at_door:
@@ -190,13 +192,7 @@ class Worker:
             changed=self._changed,
         )
         self._agents, self._connection = connection.agents, connection
-        try:
-            status = connection.serve(
-                user, credential, target, lambda: admission.passage(user, credential, target)
-            )
-        finally:
-            self._agents = None
-            connection.close()
+        status = connection.serve(user, credential, target, lambda: admission.passage(user, credential, target))
         self._changed(state="left")
         return status, ""
 

@@ -7,6 +7,7 @@ files that we write; what its sessions do, its ForceCommand: they end up at a wo
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,8 @@ WRAPPER = "libnss_wrapper.so"
 SFTP = "sshrec-sftp"  # what ForceCommand is told instead of the subsystem sftp
 SESSIONS = 100  # at once on one connection
 
-# What it says, at LogLevel VERBOSE and by ld.so(8).
-UNWRAPPED = b"cannot be preloaded"
-BEGUN = b"Connection from "
-ACCEPTED = b"Accepted publickey for "
+_LINE_BYTES = 16 * 1024  # of its log
+_SESSION = re.compile(rb"(Starting|Close) session: .* id ([0-9]+)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,36 @@ class Inner:
     @property
     def group(self) -> Path:
         return self.directory / "group"
+
+
+class Log:
+    """What it has said, at LogLevel VERBOSE and by ld.so(8).
+
+    `begun`: it has read its keys, and speaks; `accepted`: it knows its client; `sessions`: the numbers of those of
+    whose end the client has not heard; `unwrapped`: without libnss_wrapper; `last`: its last line.
+    """
+
+    def __init__(self) -> None:
+        self.begun = self.accepted = self.unwrapped = False
+        self.sessions: set[int] = set()
+        self.last = ""
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """More of it."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[-_LINE_BYTES:]
+        for line in lines:
+            self._line(line)
+
+    def _line(self, line: bytes) -> None:
+        self.last = line.decode("utf-8", "replace").strip() or self.last
+        self.begun |= b"Connection from " in line
+        self.accepted |= b"Accepted publickey for " in line
+        self.unwrapped |= b"cannot be preloaded" in line
+        if found := _SESSION.match(line):
+            number = int(found[2])
+            self.sessions.add(number) if found[1] == b"Starting" else self.sessions.discard(number)
 
 
 # See sshd_config(5) for each keyword. What is not here and would let something past has a safe default.

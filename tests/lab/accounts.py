@@ -126,10 +126,10 @@ def free_uids(count: int, taken: Collection[int], claims: Claims) -> Sequence[in
 
 
 def system_uid(taken: Collection[int], claims: Claims) -> tuple[int, int] | None:
-    """Uid and gid of a system account of this machine that nobody uses; None if there is none.
+    """Uid and gid of a system account of this machine that nobody uses; None if there is none now.
 
-    For sshrecd: the ssh that it starts gets an environment without our wrapper, and ssh refuses to run
-    for a uid that has no name.
+    For sshrecd and sshrec-authd: the ssh and ssh-keygen that they start get an environment without our wrapper,
+    and refuse to run for a uid that has no name.
     """
     for line in _lines("/etc/passwd", 7):
         name, _, uid, gid, _, _, shell = line.split(":")

@@ -57,6 +57,11 @@ def _sshd_files() -> Iterator[tuple[Path, int]]:
                 yield path, path.stat().st_uid
 
 
+def _taken() -> set[int]:
+    """Uids that somebody uses, or has left something of."""
+    return {process.uid for process in processes.every()} | {owner for _, owner in _sshd_files()}
+
+
 def _deaf(path: Path) -> bool:
     """Whether this is a socket that nobody listens at."""
     if not path.is_socket():
@@ -204,17 +209,17 @@ class Lab:
         uids: Sequence[int] = [os.geteuid()] * (len(names) + len(logins))
         gids: Sequence[int] = [os.getegid()] * len(uids)
         if self.several_uids:
-            taken = {process.uid for process in processes.every()}
-            taken |= {owner for _, owner in _sshd_files()}
             claims = accounts.Claims()
             self._undo.callback(claims.close)
-            uids = gids = accounts.free_uids(len(uids), taken, claims)
+            uids = gids = accounts.free_uids(len(uids), _taken(), claims)
             self._uids = frozenset(uids)
             uids, gids = list(uids), list(gids)
             for service in services:
-                if system := accounts.system_uid(taken, claims):
-                    taken.add(system[0])
-                    uids[names.index(service)], gids[names.index(service)] = system
+                system = parts.wait(
+                    lambda: accounts.system_uid(_taken(), claims), "a system account that no other lab has", 100
+                )
+                assert system is not None
+                uids[names.index(service)], gids[names.index(service)] = system
         numbers = iter(zip(uids, gids, strict=True))
         home = self.directory / "home"
         self._accounts = [Account(name, *next(numbers), home / name, open_to_all=name in doors) for name in names]
@@ -680,8 +685,8 @@ class Lab:
 
     def _auth_files(self) -> Iterator[Path]:
         """SSH_USER_AUTH files of inner sshds; with several uids, for they are told by their owner."""
-        owner = self.account("sshrec").uid
-        if owner in self._uids:
+        if self.several_uids:
+            owner = self.account("sshrec").uid
             yield from (path for path, uid in _sshd_files() if uid == owner and path.name.startswith("sshauth."))
 
     def remove_sshd_files(self) -> None:

@@ -82,14 +82,14 @@ def chunks(text: bytes) -> list[bytes]:
 
 def sealed(lines: Iterable[bytes], session: str = SESSION, end: Outcome = EXIT) -> bytes:
     """A recording of these lines, one chunk each, sealed as the recorder seals: what a forger makes."""
-    chain, text = Chain(session), b""
+    chain, text = Chain(session), bytearray()
     lines = list(lines)
     for n, line in enumerate(lines):
         chain.add(line, line.count(b"\n"))
         seal = chain.seal(1_000_000, WALL_MS, end if n == len(lines) - 1 else None)
         chain.close(seal)
         text += line + seal
-    return text
+    return bytes(text)
 
 
 # What is good

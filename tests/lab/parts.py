@@ -60,7 +60,7 @@ def targets_openssh() -> list[str]:
 def run(argv: Sequence[str | Path], env: Mapping[str, str]) -> str:
     """Run a program that is quick and must succeed; what it printed."""
     done = subprocess.run(
-        [str(part) for part in argv], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=30
+        [str(part) for part in argv], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
     )
     if done.returncode:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()
